@@ -1,0 +1,67 @@
+# Everything needs Python >= 3.11 and the package registry only. `make help` lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+WORKERS ?= auto
+PIP     := python -m pip install --quiet --disable-pip-version-check
+
+# Everything is pinned, so nothing is resolved here. uv installs in seconds what takes pip minutes; pip does it where uv cannot.
+install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check unit bench proto golden requirements dist test-localstack clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+venv: $(VENV)/.installed ## the virtual environment .venv with pinned dependencies
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tidelog needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(call install,$(BIN),requirements.txt)
+	$(BIN)/$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test: venv check unit ## everything that CI runs
+
+check: venv ## formatting, lints, types, layering
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: venv
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not localstack"
+
+bench: venv ## figures, as a table and JSON in benchmarks/results (quiet machine, minutes)
+	$(BIN)/python -m benchmarks
+
+test-localstack: venv .venv-localstack/.installed ## the object store's contract against LocalStack in host mode
+	$(BIN)/python -m pytest -m localstack
+
+.venv-localstack/.installed: requirements-localstack.txt
+	$(PYTHON) -m venv --clear .venv-localstack
+	$(call install,.venv-localstack/bin,requirements-localstack.txt)
+	@touch $@
+
+proto: venv ## generated code from service/tidelog/proto/v1/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/tidelog/proto/v1/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I service --grpc_python_out=service service/tidelog/proto/v1/log.proto service/tidelog/proto/v1/admin.proto
+
+golden: ## example files of every format version, from docs/format.md alone
+	$(PYTHON) tests/golden/make_golden.py
+
+requirements: venv ## resolve the pinned requirements anew
+	$(BIN)/$(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --all-extras pyproject.toml requirements.in --output-file requirements.txt
+	printf 'localstack-core[runtime]==4.13.1\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --exclude-newer 2026-02-20 - --output-file requirements-localstack.txt
+
+demo: ## comes with the broker
+	@echo "make demo: there is nothing to play yet; it comes with the broker and its command line."; exit 1
+
+dist: ## comes with the command line
+	@echo "make dist: comes with the command line; until then: $(BIN)/python -m pip wheel --no-deps ."; exit 1
+
+clean: ## what the targets made
+	rm -rf $(VENV) .venv-localstack dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
