@@ -1,0 +1,244 @@
+"""The commit: the one transaction that gives offsets (I1).
+
+A leader asks for many partitions at once. Each stands or falls for itself: one whose leadership has passed, or whose
+references may not be committed as proposed, drops out; the rest commits. What decides is read from rows that this
+transaction has locked, the writers' before the partitions', each in ascending order.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tidelog.metadata.extents import Extent, find_extents
+from tidelog.metadata.leadership import ProducerWindow
+from tidelog.metadata.store import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class NewExtent:
+    """A run of accepted bytes in one chunk. Its offsets follow from its place in the commit."""
+
+    broker_epoch: int
+    """Of the writer; with `sequence` it names the segment."""
+    sequence: int
+    position: int
+    """Bytes, from the object's first."""
+    length: int
+    """Bytes."""
+    record_count: int
+    max_timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionCommit:
+    """What a leader proposes for one partition."""
+
+    partition_id: int
+    leader_epoch: int
+    next_offset: int
+    """Where the leader believes the partition ends: the first extent's base offset."""
+    extents: tuple[NewExtent, ...]
+    """In the order of their offsets."""
+    producers: tuple[ProducerWindow, ...] = ()
+    """The whole windows, as they are after this commit, of the producers it concerns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The extents stand at the proposed offsets, now or since an earlier attempt (I5)."""
+
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotLeader:
+    """Nothing was committed here: the leader epoch or the end of the log is another. Step down and reload."""
+
+    leader_epoch: int
+    next_offset: int
+
+
+class Refusal(StrEnum):
+    """Why a reference may not be committed as proposed."""
+
+    WRITER_ENDED = "writer ended"
+    SEQUENCE_RESOLVED = "sequence resolved"
+    COMMITTED_BEFORE = "committed before"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedExtent:
+    """One proposed extent that may not be committed; `found` are those that cover its bytes already."""
+
+    extent: NewExtent
+    refusal: Refusal
+    found: tuple[Extent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing was committed here: decide again without these."""
+
+    extents: tuple[RefusedExtent, ...]
+
+
+Outcome = Committed | NotLeader | Refused
+
+
+def commit(tx: Transaction, *, broker_epoch: int, partitions: Sequence[PartitionCommit]) -> dict[int, Outcome]:
+    """Commit all that may be committed; return every partition's outcome by its id.
+
+    `broker_epoch` is the leader's own, whose count of commits this raises (I11). Trying again after an unknown outcome
+    is always right: what was committed the first time answers as it did (I5).
+    """
+    proposals = sorted(partitions, key=lambda proposal: proposal.partition_id)
+    assert len({proposal.partition_id for proposal in proposals}) == len(proposals), "one proposal per partition"
+    now_ms, resolved, state = _lock(tx, proposals)
+    # A later statement than the locks: it sees what an earlier attempt of this very commit left behind.
+    found = _committed_before(tx, proposals)
+    outcomes: dict[int, Outcome] = {}
+    accepted: list[PartitionCommit] = []
+    for proposal in proposals:
+        outcome = _decide(proposal, state.get(proposal.partition_id, (0, 0)), resolved, found)
+        outcomes[proposal.partition_id] = outcome or Committed(_end(proposal))
+        if outcome is None:
+            accepted.append(proposal)
+    if accepted:
+        _write(tx, broker_epoch, accepted, now_ms)
+    return outcomes
+
+
+def _lock(tx: Transaction, proposals: Sequence[PartitionCommit]) -> tuple[int, dict[int, int], dict[int, tuple[int, int]]]:
+    """Lock writers (shared) and partitions; return the time, living writers' resolved sequences, partitions' states.
+
+    One statement, to save a round trip: the branches of UNION ALL run one after the other, writers first.
+    """
+    rows = tx.rows(
+        "WITH w AS (SELECT broker_epoch, resolved_sequence, ended FROM writers WHERE broker_epoch IN (SELECT r.broker_epoch FROM "
+        + tx.recordset("writers", "r", broker_epoch="bigint")
+        + ") ORDER BY broker_epoch"
+        + tx.for_share()
+        + "), p AS (SELECT partition_id, leader_epoch, next_offset FROM partitions WHERE partition_id IN (SELECT r.partition_id FROM "
+        + tx.recordset("partitions", "r", partition_id="bigint")
+        + ") ORDER BY partition_id"
+        + tx.for_update()
+        + ") SELECT 0 AS kind, broker_epoch AS id, resolved_sequence AS a, CASE WHEN ended THEN 1 ELSE 0 END AS b FROM w"
+        " UNION ALL SELECT 1, partition_id, leader_epoch, next_offset FROM p",
+        writers=json.dumps([[epoch] for epoch in sorted({e.broker_epoch for p in proposals for e in p.extents})]),
+        partitions=json.dumps([[p.partition_id] for p in proposals]),
+    )
+    resolved = {row.id: row.a for row in rows if row.kind == 0 and not row.b}
+    state = {row.id: (row.a, row.b) for row in rows if row.kind == 1}
+    return tx.now_ms(), resolved, state
+
+
+def _committed_before(tx: Transaction, proposals: Iterable[PartitionCommit]) -> dict[tuple[int, int, int], list[Extent]]:
+    segments = {(p.partition_id, e.broker_epoch, e.sequence) for p in proposals for e in p.extents}
+    found: dict[tuple[int, int, int], list[Extent]] = defaultdict(list)
+    for extent in find_extents(tx, segments=segments):
+        found[extent.partition_id, extent.broker_epoch, extent.sequence].append(extent)
+    return found
+
+
+def _decide(
+    proposal: PartitionCommit,
+    state: tuple[int, int],
+    resolved: dict[int, int],
+    found: dict[tuple[int, int, int], list[Extent]],
+) -> Outcome | None:
+    """Return what stands against the proposal, or the answer that it got before; None: it may be written."""
+    covering = {
+        extent: tuple(
+            old
+            for old in found.get((proposal.partition_id, extent.broker_epoch, extent.sequence), ())
+            if old.position < extent.position + extent.length and extent.position < old.position + old.length
+        )
+        for extent in proposal.extents
+    }
+    # I5: an earlier attempt of this commit went through, whoever leads now.
+    offset = proposal.next_offset
+    stands = bool(proposal.extents)
+    for extent, old in covering.items():
+        stands = (
+            stands and len(old) == 1 and (old[0].base_offset, old[0].position, old[0].length) == (offset, extent.position, extent.length)
+        )
+        offset += extent.record_count
+    if stands:
+        return Committed(offset)
+    if state != (proposal.leader_epoch, proposal.next_offset):  # I1
+        return NotLeader(*state)
+    refused = []
+    for extent, old in covering.items():
+        if old:  # I5: never twice
+            refused.append(RefusedExtent(extent, Refusal.COMMITTED_BEFORE, old))
+        elif extent.broker_epoch not in resolved:  # I7
+            refused.append(RefusedExtent(extent, Refusal.WRITER_ENDED))
+        elif extent.sequence <= resolved[extent.broker_epoch]:  # I7
+            refused.append(RefusedExtent(extent, Refusal.SEQUENCE_RESOLVED))
+    return Refused(tuple(refused)) if refused else None
+
+
+def _end(proposal: PartitionCommit) -> int:
+    return proposal.next_offset + sum(extent.record_count for extent in proposal.extents)
+
+
+def _write(tx: Transaction, broker_epoch: int, accepted: Sequence[PartitionCommit], now_ms: int) -> None:
+    extents = []
+    for proposal in accepted:
+        offset = proposal.next_offset
+        for e in proposal.extents:
+            end = offset + e.record_count
+            extents.append(
+                (
+                    proposal.partition_id, offset, end, e.broker_epoch, e.sequence, e.position,
+                    e.length, e.record_count, e.max_timestamp_ms, proposal.leader_epoch,
+                )
+            )  # fmt: skip
+            offset = end
+    producers = [
+        (proposal.partition_id, window.producer_id, window.producer_epoch, json.dumps(window.batches, separators=(",", ":")))
+        for proposal in accepted
+        for window in proposal.producers
+    ]
+    statements = [
+        "INSERT INTO extents (partition_id, base_offset, next_offset, broker_epoch, sequence, position, length, record_count,"
+        " max_timestamp_ms, leader_epoch, level, commit_time_ms)"
+        " SELECT r.partition_id, r.base_offset, r.next_offset, r.broker_epoch, r.sequence, r.position, r.length, r.record_count,"
+        " r.max_timestamp_ms, r.leader_epoch, 0, CAST(:now AS bigint) FROM "
+        + tx.recordset(
+            "extents",
+            "r",
+            partition_id="bigint",
+            base_offset="bigint",
+            next_offset="bigint",
+            broker_epoch="bigint",
+            sequence="bigint",
+            position="bigint",
+            length="bigint",
+            record_count="bigint",
+            max_timestamp_ms="bigint",
+            leader_epoch="bigint",
+        ),
+        # I8: in the same transaction as the extents it describes.
+        "INSERT INTO producers (partition_id, producer_id, producer_epoch, batches, appended_at_ms)"
+        " SELECT r.partition_id, r.producer_id, r.producer_epoch, r.batches, CAST(:now AS bigint) FROM "
+        + tx.recordset("producers", "r", partition_id="bigint", producer_id="bigint", producer_epoch="bigint", batches="text")
+        + " WHERE TRUE ON CONFLICT (partition_id, producer_id) DO UPDATE SET producer_epoch = excluded.producer_epoch,"
+        " batches = excluded.batches, appended_at_ms = excluded.appended_at_ms",
+        "UPDATE commit_counts SET commits = commits + 1 WHERE broker_epoch = :broker_epoch",
+        "UPDATE partitions SET next_offset = r.next_offset FROM "
+        + tx.recordset("partitions", "r", partition_id="bigint", next_offset="bigint")
+        + " WHERE partitions.partition_id = r.partition_id",
+    ]
+    if not producers:
+        del statements[1]
+    tx.execute_all(
+        statements,
+        now=now_ms,
+        extents=json.dumps(extents, separators=(",", ":")),
+        partitions=json.dumps([(p.partition_id, _end(p)) for p in accepted], separators=(",", ":")),
+        broker_epoch=broker_epoch,
+        **({"producers": json.dumps(producers, separators=(",", ":"))} if producers else {}),
+    )

@@ -1,0 +1,343 @@
+"""Extents: which bytes are which offsets; and how extents give way to merged ones, or to retention.
+
+An extent that is no longer read moves to `released_extents` and its segment is noted in `released_segments`: the
+answer to a late retry stays until the object goes (I5), and the cleaner learns where to look (I7).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tidelog.errors import Fenced
+from tidelog.metadata.leadership import lock_led
+from tidelog.metadata.store import ColumnType, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A committed piece of a chunk, and where its object is."""
+
+    partition_id: int
+    base_offset: int
+    next_offset: int
+    broker_epoch: int
+    sequence: int
+    position: int
+    length: int
+    record_count: int
+    level: int
+    """0: in an intake segment; n: in a segment merged n times."""
+    max_timestamp_ms: int
+    commit_time_ms: int
+    leader_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who wrote a segment: what its key is made of."""
+
+    broker_epoch: int
+    broker_id: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionExtents:
+    """One partition's bounds and the extents that follow an offset, from one snapshot."""
+
+    partition_id: int
+    log_start_offset: int
+    high_watermark: int
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentsRead:
+    """The answer to a look-up: partitions in the order asked (unknown ones left out), and the writers of their extents."""
+
+    partitions: tuple[PartitionExtents, ...]
+    writers: tuple[Writer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedSource:
+    """An extent that is to give way, and its segment's key."""
+
+    extent: Extent
+    key: str
+
+
+_COLUMNS = (
+    "partition_id, base_offset, next_offset, broker_epoch, sequence, position, length, record_count, level, max_timestamp_ms,"
+    " commit_time_ms, leader_epoch"
+)
+_OF_E = ", ".join(f"e.{column.strip()}" for column in _COLUMNS.split(","))
+
+
+def read_extents(tx: Transaction, *, positions: Sequence[tuple[int, int]], max_extents: int) -> ExtentsRead:
+    """Look up (partition id, offset) pairs: the extent that holds the offset and those after it, up to `max_extents` in all.
+
+    Bounds and extents of a partition come from one statement, so that no extent between them is ever missing (a reader
+    that sees a gap below the high watermark has found a defect).
+    """
+    rows = tx.rows(
+        "SELECT p.partition_id AS id, p.log_start_offset, p.next_offset AS high_watermark, " + _OF_E + " FROM "
+        + tx.recordset("positions", "r", partition_id="bigint", at="bigint")
+        + " JOIN partitions p ON p.partition_id = r.partition_id"
+        " LEFT JOIN extents e ON e.partition_id = r.partition_id AND e.next_offset > r.at AND e.base_offset >= coalesce("
+        "(SELECT max(f.base_offset) FROM extents f WHERE f.partition_id = r.partition_id AND f.base_offset <= r.at), r.at)"
+        " ORDER BY p.partition_id, e.base_offset LIMIT :most",
+        positions=json.dumps(list(positions)),
+        most=max_extents + len(positions),
+    )  # fmt: skip
+    bounds: dict[int, tuple[int, int]] = {}
+    extents: dict[int, list[Extent]] = {}
+    for row in rows:
+        bounds[row.id] = (row.log_start_offset, row.high_watermark)
+        if row.partition_id is not None:
+            extents.setdefault(row.id, []).append(Extent(*row[3:]))
+    # Those that the limit left without a row still learn their bounds.
+    missing = [partition_id for partition_id, _ in positions if partition_id not in bounds]
+    for row in (
+        tx.rows(
+            "SELECT partition_id, log_start_offset, next_offset FROM partitions WHERE partition_id IN (SELECT r.partition_id FROM "
+            + tx.recordset("missing", "r", partition_id="bigint")
+            + ")",
+            missing=json.dumps([[partition_id] for partition_id in missing]),
+        )
+        if missing
+        else ()
+    ):
+        bounds[row.partition_id] = (row.log_start_offset, row.next_offset)
+    epochs = sorted({extent.broker_epoch for found in extents.values() for extent in found})
+    found = [
+        PartitionExtents(partition_id, *bounds[partition_id], tuple(extents.get(partition_id, ())))
+        for partition_id, _ in positions
+        if partition_id in bounds
+    ]
+    return ExtentsRead(tuple(found), writers(tx, broker_epochs=epochs))
+
+
+def writers(tx: Transaction, *, broker_epochs: Iterable[int]) -> tuple[Writer, ...]:
+    """Return what the keys of these writers' segments are made of."""
+    epochs = sorted(set(broker_epochs))
+    if not epochs:
+        return ()
+    rows = tx.rows(
+        "SELECT broker_epoch, broker_id, incarnation FROM writers WHERE broker_epoch IN (SELECT r.broker_epoch FROM "
+        + tx.recordset("epochs", "r", broker_epoch="bigint")
+        + ") ORDER BY broker_epoch",
+        epochs=json.dumps([[epoch] for epoch in epochs]),
+    )
+    return tuple(Writer(*row) for row in rows)
+
+
+def find_extents(tx: Transaction, *, segments: Iterable[tuple[int, int, int]]) -> tuple[Extent, ...]:
+    """Return all extents, released ones too, of (partition id, broker epoch, sequence): what a retried reference asks.
+
+    Ask for the writer first where absence is to mean something: see `find_references`.
+    """
+    wanted = json.dumps(sorted(segments))
+    fragment = tx.recordset("wanted", "r", partition_id="bigint", broker_epoch="bigint", sequence="bigint")
+    join = " ON e.broker_epoch = r.broker_epoch AND e.sequence = r.sequence AND e.partition_id = r.partition_id"
+    rows = tx.rows(
+        f"SELECT {_OF_E} FROM {fragment} JOIN extents e{join} UNION ALL SELECT {_OF_E} FROM {fragment} JOIN released_extents e{join}",
+        wanted=wanted,
+    )
+    return tuple(Extent(*row) for row in rows)
+
+
+def find_references(tx: Transaction, *, segments: Iterable[tuple[int, int, int]]) -> tuple[tuple[Extent, ...], frozenset[tuple[int, int]]]:
+    """Return the extents of retried references, and those (broker epoch, sequence) that nobody can commit any more.
+
+    The writers are read first, the extents in a later statement: whatever was committed before its writer ended is
+    found, so a segment without an extent here that is in the second answer never gets one (I5, I7).
+    """
+    wanted = sorted(set(segments))
+    over = final_segments(tx, segments={(broker_epoch, sequence) for _, broker_epoch, sequence in wanted})
+    return find_extents(tx, segments=wanted), over
+
+
+def final_segments(tx: Transaction, *, segments: Iterable[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+    """Return those (broker epoch, sequence) that nobody can commit any more: writer ended, or sequence resolved (I7b).
+
+    Neither is ever taken back, so no lock is needed to rely on it.
+    """
+    wanted = sorted(set(segments))
+    living = {
+        row.broker_epoch: row.resolved_sequence
+        for row in tx.rows(
+            "SELECT broker_epoch, resolved_sequence FROM writers WHERE NOT ended AND broker_epoch IN (SELECT r.broker_epoch FROM "
+            + tx.recordset("epochs", "r", broker_epoch="bigint")
+            + ")",
+            epochs=json.dumps([[epoch] for epoch in sorted({epoch for epoch, _ in wanted})]),
+        )
+    }
+    return frozenset((epoch, sequence) for epoch, sequence in wanted if epoch not in living or sequence <= living[epoch])
+
+
+def offset_for_time(tx: Transaction, *, partition_id: int, timestamp_ms: int) -> Extent | None:
+    """Return the first readable extent that holds a record of this time or a later one; None where there is none."""
+    rows = tx.rows(
+        f"SELECT {_OF_E} FROM extents e JOIN partitions p ON p.partition_id = e.partition_id"
+        " WHERE e.partition_id = :partition_id AND e.max_timestamp_ms >= :timestamp AND e.next_offset > p.log_start_offset"
+        " ORDER BY e.base_offset LIMIT 1",
+        partition_id=partition_id,
+        timestamp=timestamp_ms,
+    )
+    return Extent(*rows[0]) if rows else None
+
+
+def retention_point(tx: Transaction, *, partition_id: int, committed_before_ms: int | None, keep_bytes: int | None) -> int:
+    """Return the log start that retention asks for: extents before it were committed too long ago, or are beyond the size.
+
+    Whole extents only; never lower than the present log start.
+    """
+    (partition,) = tx.rows(
+        "SELECT log_start_offset, next_offset FROM partitions WHERE partition_id = :partition_id", partition_id=partition_id
+    )
+    point: int = partition.log_start_offset
+    if committed_before_ms is not None:
+        (row,) = tx.rows(
+            "SELECT coalesce(min(base_offset), :end) AS keep FROM extents WHERE partition_id = :partition_id AND commit_time_ms >= :before",
+            partition_id=partition_id,
+            before=committed_before_ms,
+            end=partition.next_offset,
+        )
+        point = max(point, row.keep)
+    if keep_bytes is not None:
+        (row,) = tx.rows(
+            "SELECT coalesce(min(s.base_offset), :end) AS keep FROM (SELECT base_offset,"
+            " sum(length) OVER (ORDER BY base_offset DESC) AS kept FROM extents WHERE partition_id = :partition_id) s"
+            " WHERE s.kept <= :bytes",
+            partition_id=partition_id,
+            end=partition.next_offset,
+            bytes=keep_bytes,
+        )
+        point = max(point, row.keep)
+    return point
+
+
+def advance_log_start(tx: Transaction, *, partition_id: int, leader_epoch: int, to: int) -> int:
+    """Move the log start forward to `to`, at most to the end of the log, never back (I6); return where it is.
+
+    Raises Fenced where the caller leads no more.
+    """
+    lock_led(tx, partition_id=partition_id, leader_epoch=leader_epoch)
+    (row,) = tx.rows(
+        "UPDATE partitions SET log_start_offset = CASE WHEN :to > next_offset THEN next_offset"
+        " WHEN :to > log_start_offset THEN :to ELSE log_start_offset END WHERE partition_id = :partition_id RETURNING log_start_offset",
+        to=to,
+        partition_id=partition_id,
+    )
+    log_start: int = row.log_start_offset
+    return log_start
+
+
+def expired_extents(tx: Transaction, *, partition_id: int, limit: int) -> tuple[Extent, ...]:
+    """Return up to `limit` extents that lie wholly below the log start."""
+    rows = tx.rows(
+        f"SELECT {_OF_E} FROM extents e JOIN partitions p ON p.partition_id = e.partition_id"
+        " WHERE e.partition_id = :partition_id AND e.next_offset <= p.log_start_offset ORDER BY e.base_offset LIMIT :most",
+        partition_id=partition_id,
+        most=limit,
+    )
+    return tuple(Extent(*row) for row in rows)
+
+
+def release_expired(tx: Transaction, *, partition_id: int, sources: Sequence[ReleasedSource]) -> int:
+    """Release extents below the log start; return how many there were. Anyone may: the log start decides.
+
+    Extents that are not there any more, or that reach beyond the log start, stay as they are.
+    """
+    (partition,) = tx.rows(
+        "SELECT log_start_offset FROM partitions WHERE partition_id = :partition_id" + tx.for_update(), partition_id=partition_id
+    )
+    below = [source for source in sources if source.extent.next_offset <= partition.log_start_offset]
+    return len(_release(tx, partition_id, below))
+
+
+def swap(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Sequence[ReleasedSource], merged: Extent) -> bool:
+    """Put one merged extent in the place of its sources. Returns whether it is in place; a second attempt says so too (I5).
+
+    False, and nothing changed, where a source is not as it was read, or the merged segment's writer has ended or
+    resolved its sequence (I7). Raises Fenced where the caller leads no more.
+    """
+    assert (merged.base_offset, merged.next_offset) == (sources[0].extent.base_offset, sources[-1].extent.next_offset)
+    writer = tx.rows(
+        "SELECT resolved_sequence FROM writers WHERE broker_epoch = :epoch AND NOT ended" + tx.for_share(), epoch=merged.broker_epoch
+    )
+    try:
+        lock_led(tx, partition_id=partition_id, leader_epoch=leader_epoch)
+    except Fenced:
+        if not _present(tx, merged):
+            raise
+    if _present(tx, merged):
+        return True
+    if not writer or merged.sequence <= writer[0].resolved_sequence:
+        return False
+    expected = {source.extent for source in sources}
+    found = tx.rows(
+        f"SELECT {_COLUMNS} FROM extents WHERE partition_id = :partition_id AND base_offset >= :base AND base_offset < :next"
+        " ORDER BY base_offset" + tx.for_update(),
+        partition_id=partition_id,
+        base=merged.base_offset,
+        next=merged.next_offset,
+    )
+    if {Extent(*row) for row in found} != expected:
+        return False
+    _release(tx, partition_id, sources)
+    values = ", ".join(f":{column.strip()}" for column in _COLUMNS.split(","))
+    tx.execute(
+        f"INSERT INTO extents ({_COLUMNS}) VALUES ({values})",
+        partition_id=partition_id,
+        base_offset=merged.base_offset,
+        next_offset=merged.next_offset,
+        broker_epoch=merged.broker_epoch,
+        sequence=merged.sequence,
+        position=merged.position,
+        length=merged.length,
+        record_count=merged.record_count,
+        level=merged.level,
+        max_timestamp_ms=merged.max_timestamp_ms,
+        commit_time_ms=merged.commit_time_ms,
+        leader_epoch=merged.leader_epoch,
+    )
+    return True
+
+
+def _present(tx: Transaction, extent: Extent) -> bool:
+    segment = (extent.partition_id, extent.broker_epoch, extent.sequence)
+    return any(old.position == extent.position for old in find_extents(tx, segments=[segment]))
+
+
+def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSource]) -> list[int]:
+    """Move extents of one locked partition out of sight and note their segments; return the base offsets of those moved."""
+    if not sources:
+        return []
+    gone = tx.rows(
+        "DELETE FROM extents WHERE partition_id = :partition_id AND base_offset IN (SELECT r.base_offset FROM "
+        + tx.recordset("bases", "r", base_offset="bigint")
+        + f") RETURNING {_COLUMNS}",
+        partition_id=partition_id,
+        bases=json.dumps([[source.extent.base_offset] for source in sources]),
+    )
+    moved = {Extent(*row) for row in gone}
+    columns: dict[str, ColumnType] = {column.strip(): "bigint" for column in _COLUMNS.split(",")}
+    tx.execute(
+        f"INSERT INTO released_extents ({_COLUMNS}) SELECT {', '.join('r.' + column for column in columns)} FROM "
+        + tx.recordset("moved", "r", **columns),
+        moved=json.dumps([tuple(row) for row in gone]),
+    )
+    segments = sorted({(s.extent.broker_epoch, s.extent.sequence, s.key) for s in sources if s.extent in moved})
+    # DO UPDATE, not DO NOTHING: it waits for a cleaner that is about to remove the row, and then puts it back.
+    tx.execute(
+        "INSERT INTO released_segments (broker_epoch, sequence, key, released_at_ms)"
+        " SELECT r.broker_epoch, r.sequence, r.key, CAST(:now AS bigint) FROM "
+        + tx.recordset("segments", "r", broker_epoch="bigint", sequence="bigint", key="text")
+        + " WHERE TRUE ORDER BY r.broker_epoch, r.sequence"
+        " ON CONFLICT (broker_epoch, sequence) DO UPDATE SET released_at_ms = excluded.released_at_ms",
+        segments=json.dumps(segments),
+        now=tx.now_ms(),
+    )
+    return [row.base_offset for row in gone]

@@ -1,0 +1,176 @@
+"""The metadata store on SQLite: one file, one process, every commit synced.
+
+WAL with `synchronous=FULL`, both read back; transactions begin IMMEDIATE; a lock on `FILE.lock` is held for life, so
+that whoever opens the store knows that every earlier process is dead.
+"""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Concatenate
+
+from sqlalchemy import Connection, StaticPool, create_engine
+from sqlalchemy.exc import DBAPIError
+
+from tidelog.clock import Clock
+from tidelog.errors import MetadataError, MetadataUnavailable, MetadataUnusable
+from tidelog.executors import Executor
+from tidelog.metadata.migrations import migrate
+from tidelog.metadata.store import P, T, Transaction
+
+IN_MEMORY = ":memory:"
+
+
+class SqliteStore:
+    """Runs every verb on one connection, one after the other, through `executor` (one thread, or inline)."""
+
+    exclusive = True
+
+    def __init__(self, path: str, connection: Connection, *, clock: Clock, executor: Executor, lock: IO[str] | None) -> None:
+        self._path = path
+        self._connection = connection
+        self._clock = clock
+        self._executor = executor
+        self._lock = lock
+        self._running: set[asyncio.Task[object]] = set()
+
+    async def run(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one verb as one transaction. See `MetadataStore.run`."""
+        task = asyncio.ensure_future(self._executor.run(self._transact, verb, *args, **kwargs))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    run_reserved = run  # one writer at a time is all that SQLite has
+
+    async def close(self) -> None:
+        """Wait for transactions that have begun, then close the file and give the lock back."""
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._executor.run(self._close)
+        await self._executor.close()
+
+    def _transact(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                answer = verb(Transaction(self._connection, dialect="sqlite", clock=self._clock), *args, **kwargs)
+                self._connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+        except DBAPIError as error:
+            raise _explained(error, self._path) from error
+        return answer
+
+    def _roll_back(self) -> None:
+        # A full disk or an I/O error may have rolled back already; then there is no transaction to end. COMMIT is local and
+        # synchronous: one that failed has not happened, and is undone here.
+        with suppress(DBAPIError):
+            self._connection.exec_driver_sql("ROLLBACK")
+
+    def _close(self) -> None:
+        engine = self._connection.engine
+        self._connection.close()
+        engine.dispose()
+        if self._lock is not None:
+            self._lock.close()
+
+
+async def open_sqlite(path: str | Path, *, clock: Clock, executor: Executor) -> SqliteStore:
+    """Open, and create or migrate where need be, the store at `path` (`:memory:` for one that dies with the process).
+
+    Raises MetadataUnusable where another process has it, or where the file cannot be used.
+    """
+    return await executor.run(_open, str(path), clock, executor)
+
+
+def _open(path: str, clock: Clock, executor: Executor) -> SqliteStore:
+    lock = None if path == IN_MEMORY else _lock(path)
+    engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=StaticPool)
+    try:
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        migrate(connection)
+        return SqliteStore(path, connection, clock=clock, executor=executor, lock=lock)
+    except BaseException as error:
+        engine.dispose()
+        if lock is not None:
+            lock.close()
+        if isinstance(error, DBAPIError):
+            raise _explained(error, path) from error
+        if isinstance(error, sqlite3.Error):
+            raise _explained_driver(error, path) from error
+        raise
+
+
+def _lock(path: str) -> IO[str]:
+    name = f"{path}.lock"
+    try:
+        lock = open(name, "a+", encoding="ascii")  # noqa: SIM115 - held for the life of the store
+    except OSError as error:
+        raise MetadataUnusable(
+            f"the metadata store {path!r} was to be opened, but its lock file cannot be written: {error.strerror};"
+            " make the directory, or let this process write to it"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise MetadataUnusable(
+            f"the metadata store {path!r} was to be opened, but process {holder} has it open; stop that one first, or use PostgreSQL for"
+            " more than one broker process"
+        ) from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA busy_timeout = 5000")
+        journal = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        connection.execute("PRAGMA synchronous = FULL")
+        synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
+    except BaseException:
+        connection.close()
+        raise
+    wanted = ("memory", 2) if path == IN_MEMORY else ("wal", 2)
+    if (journal, synchronous) != wanted:
+        connection.close()
+        raise MetadataUnusable(
+            f"the metadata store {path!r} needs journal_mode and synchronous {wanted}, but SQLite gave {(journal, synchronous)};"
+            " put it on a local file system that supports both"
+        )
+    return connection
+
+
+def _explained(error: DBAPIError, path: str) -> MetadataError:
+    cause = error.orig
+    return _explained_driver(cause, path) if isinstance(cause, sqlite3.Error) else MetadataUnusable(f"metadata store {path!r}: {error}")
+
+
+def _explained_driver(error: sqlite3.Error, path: str) -> MetadataError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    asked = f"the metadata store {path!r} was to be changed, but"
+    if code == sqlite3.SQLITE_FULL:
+        return MetadataUnavailable(f"{asked} its disk is full; nothing was committed: free some space, then it goes on by itself")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return MetadataUnavailable(f"{asked} another connection holds it locked; nothing was committed")
+    if code == sqlite3.SQLITE_IOERR:
+        return MetadataUnavailable(f"{asked} its disk failed ({error}); nothing was committed: look at the disk")
+    if code == sqlite3.SQLITE_READONLY:
+        return MetadataUnusable(f"{asked} the file is read-only; let this process write to it and to its directory")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return MetadataUnusable(f"{asked} the file is not a sound SQLite database ({error}); restore it, or rebuild it from the bucket")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return MetadataUnusable(f"{asked} the file cannot be opened; make its directory, and let this process write there")
+    return MetadataUnusable(f"{asked} SQLite says: {error}")

@@ -1,0 +1,117 @@
+"""The port of the metadata store: one verb is one transaction.
+
+Verbs are plain functions of a `Transaction` (the other modules of this package), typed with frozen dataclasses. How they
+run is a store's business: in a thread (`sqlite`), over asyncpg (`postgres`), or inline (a simulator on in-memory SQLite).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import Connection, TextClause, text
+
+from tidelog.clock import Clock
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Dialect = Literal["sqlite", "postgresql"]
+ColumnType = Literal["bigint", "text"]
+
+
+class Transaction:
+    """An open transaction, and what SQLite and PostgreSQL say differently."""
+
+    __slots__ = ("_clock", "connection", "dialect")
+
+    def __init__(self, connection: Connection, *, dialect: Dialect, clock: Clock) -> None:
+        self.connection = connection
+        self.dialect: Dialect = dialect
+        self._clock = clock
+
+    def now_ms(self) -> int:
+        """Return the metadata store's own time, in Unix milliseconds."""
+        if self.dialect == "sqlite":
+            return self._clock.wall_ms()
+        (row,) = self.rows("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint) AS now_ms")
+        now_ms: int = row.now_ms
+        return now_ms
+
+    def execute(self, sql: str, /, **parameters: object) -> None:
+        """Run a statement whose result nobody needs."""
+        self.connection.execute(_text(sql), parameters)
+
+    def execute_all(self, statements: Sequence[str], /, **parameters: object) -> None:
+        """Run statements that write to different tables and do not read each other's changes: in one round trip where possible.
+
+        All see the parameters; those that a statement does not name are ignored.
+        """
+        if self.dialect == "sqlite":
+            for sql in statements:
+                self.execute(sql, **parameters)
+            return
+        *first, last = statements
+        together = ", ".join(f"s{number} AS ({sql})" for number, sql in enumerate(first))
+        self.execute(f"WITH {together} {last}" if first else last, **parameters)
+
+    def rows(self, sql: str, /, **parameters: object) -> Sequence[Any]:
+        """Run a statement and return its rows, whose attributes are the columns."""
+        return self.connection.execute(_text(sql), parameters).all()
+
+    def recordset(self, parameter: str, alias: str, /, **columns: ColumnType) -> str:
+        """Return a FROM item that reads one JSON parameter, an array of arrays, as rows of these columns.
+
+        One parameter instead of generated VALUES: the statement's text stays the same for any number of rows, so it is
+        compiled and planned once.
+        """
+        return _recordset(self.dialect, parameter, alias, tuple(columns.items()))
+
+    def for_update(self, of: str = "") -> str:
+        """Return the clause that locks the rows read; SQLite locks the whole store as the transaction begins."""
+        return self._locking("UPDATE", of)
+
+    def for_share(self, of: str = "") -> str:
+        """Return the clause that keeps others from changing the rows read."""
+        return self._locking("SHARE", of)
+
+    def _locking(self, strength: str, of: str) -> str:
+        if self.dialect == "sqlite":
+            return ""
+        return f" FOR {strength} OF {of}" if of else f" FOR {strength}"
+
+
+class MetadataStore(Protocol):
+    """Runs verbs."""
+
+    exclusive: bool
+    """Whether holding the store proves all other processes that ever held it dead (SQLite's process lock)."""
+
+    async def run(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one verb as one transaction and return its answer, which is durable by then (I2).
+
+        What the verb raises rolls back and passes. A cancelled caller does not stop the transaction (I5).
+
+        Raises MetadataUnavailable (not committed and never will be), MetadataOutcomeUnknown, MetadataUnusable.
+        """
+        ...
+
+    async def run_reserved(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one verb on the connection that is kept for the lease, so that renewals never queue behind commits."""
+        ...
+
+    async def close(self) -> None:
+        """Wait for transactions that have begun, then give connections and locks back."""
+        ...
+
+
+@lru_cache(maxsize=1024)
+def _text(sql: str) -> TextClause:
+    return text(sql)
+
+
+@lru_cache(maxsize=1024)
+def _recordset(dialect: Dialect, parameter: str, alias: str, columns: tuple[tuple[str, ColumnType], ...]) -> str:
+    if dialect == "sqlite":
+        fields = ", ".join(f"json_extract(j.value, '$[{number}]') AS {name}" for number, (name, _) in enumerate(columns))
+        return f"(SELECT {fields} FROM json_each(:{parameter}) AS j) AS {alias}"
+    fields = ", ".join(f"CAST(j.v ->> {number} AS {kind}) AS {name}" for number, (name, kind) in enumerate(columns))
+    return f"(SELECT {fields} FROM jsonb_array_elements(CAST(:{parameter} AS jsonb)) AS j(v)) AS {alias}"
