@@ -1,0 +1,200 @@
+"""Records to bytes and back, by every path, against an independent implementation."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from struct import pack_into
+from typing import Any
+
+import pytest
+from crc32c import crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kafka.record import MemoryRecords, MemoryRecordsBuilder
+from tidelog.errors import CorruptBatch, InvalidRequest
+from tidelog.records.batch import COMPRESSIONS
+from tidelog.records.codec import Producer, Record, decode, decode_buffers, decode_values, encode, encode_many
+from tidelog.records.compression import DecompressionLimits, compress, decompress
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+TIME = 1_750_000_000_000
+binary = st.one_of(st.none(), st.binary(max_size=200))
+records = st.lists(
+    st.builds(
+        Record,
+        value=binary,
+        key=binary,
+        timestamp_ms=st.integers(TIME, TIME + 2**40),
+        headers=st.lists(st.tuples(st.text(max_size=10), binary), max_size=3).map(tuple),
+    ),
+    min_size=1,
+    max_size=80,
+)
+
+
+def by_kafka_python(rows: list[Record], compression: str = "none") -> bytes:
+    builder = MemoryRecordsBuilder(2, COMPRESSIONS.index(compression), 1 << 30)
+    for row in rows:
+        builder.append(timestamp=row.timestamp_ms, key=row.key, value=row.value, headers=list(row.headers))
+    builder.close()
+    built = bytearray(builder.buffer())
+    pack_into(">i", built, 12, -1)
+    return bytes(built)
+
+
+def read_by_kafka_python(batch: bytes) -> list[Any]:
+    return [record for part in iter(MemoryRecords(batch).next_batch, None) for record in part]
+
+
+@given(rows=records)
+@settings(max_examples=60, deadline=None)
+def test_encoding_is_byte_for_byte_that_of_an_independent_implementation(rows: list[Record]) -> None:
+    assert encode(rows) == by_kafka_python(rows)
+
+
+@given(rows=records, compression=st.sampled_from(COMPRESSIONS))
+@settings(max_examples=60, deadline=None)
+def test_what_is_encoded_is_read_back_by_both(rows: list[Record], compression: str) -> None:
+    batch = encode(rows, compression=compression)
+    expected = [(index, row.timestamp_ms, row.key, row.value, list(row.headers)) for index, row in enumerate(rows)]
+    assert [(r.offset, r.timestamp_ms, r.key, r.value, list(r.headers)) for r in decode(batch)] == expected
+    assert [(r.offset, r.timestamp, r.key, r.value, list(r.headers)) for r in read_by_kafka_python(batch)] == expected
+    assert decode_values(batch) == [row.value for row in rows]
+    buffers = decode_buffers(batch)
+    found = [buffers.data[start:end] for start, end in zip(buffers.starts, buffers.ends, strict=True)]
+    assert found == [row.value or b"" for row in rows]
+
+
+@given(values=st.lists(st.binary(max_size=300), min_size=1, max_size=200), time=st.integers(0, TIME))
+@settings(max_examples=60, deadline=None)
+def test_columns_of_any_lengths_give_the_ordinary_bytes(values: list[bytes], time: int) -> None:
+    batch = encode_many(values, timestamps_ms=time)
+    assert batch == encode([Record(value, timestamp_ms=time) for value in values])
+    assert decode_values(batch) == values
+
+
+@given(size=st.sampled_from([0, 1, 55, 58, 59, 63, 64, 100, 8191]), count=st.sampled_from([1, 2, 63, 64, 65, 8191, 8192, 8193]))
+@settings(max_examples=30, deadline=None)
+def test_uniform_columns_give_the_ordinary_bytes_at_every_width_of_a_delta(size: int, count: int) -> None:
+    values = [index.to_bytes(4, "big") * (size // 4) + b"x" * (size % 4) for index in range(count)]
+    batch = encode_many(values, timestamps_ms=TIME)
+    assert batch == encode([Record(value, timestamp_ms=TIME) for value in values])
+    assert decode_values(batch) == values
+    buffers = decode_buffers(batch)
+    assert [buffers.data[start:end] for start, end in zip(buffers.starts, buffers.ends, strict=True)] == values
+
+
+@given(rows=records)
+@settings(max_examples=40, deadline=None)
+def test_columns_with_keys_tombstones_and_times_give_the_ordinary_bytes(rows: list[Record]) -> None:
+    plain = [Record(row.value, row.key, row.timestamp_ms) for row in rows]
+    columns = encode_many(
+        [r.value for r in rows], keys=[r.key for r in rows], timestamps_ms=[r.timestamp_ms for r in rows], producer=Producer(1, 2, 3)
+    )
+    assert columns == encode(plain, producer=Producer(1, 2, 3))
+
+
+def test_uniform_batches_with_small_timestamp_deltas_are_read_by_column() -> None:
+    values = [b"%04d" % index for index in range(1000)]
+    batch = encode_many(values, timestamps_ms=[TIME + index // 20 for index in range(1000)])
+    assert decode_values(batch) == values
+
+
+def test_columns_of_unequal_length_and_empty_batches_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="2 values came with 1 keys"):
+        encode_many([b"a", b"b"], keys=[b"k"])
+    with pytest.raises(InvalidRequest, match="2 values came with 3 timestamps_ms"):
+        encode_many([b"a", b"b"], timestamps_ms=[1, 2, 3])
+    with pytest.raises(InvalidRequest, match="at least one"):
+        encode([])
+    with pytest.raises(InvalidRequest, match="choose one of none, gzip"):
+        encode([Record(b"x" * 100)], compression="brotli")
+
+
+def test_the_pure_python_codec_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aiokafka.record import default_records
+
+    rows = [Record(b"v%d" % n, b"k" if n % 2 else None, TIME + n, (("h", b"1"),)) for n in range(300)]
+    compiled = encode(rows)
+    decoded = decode(compiled)
+    monkeypatch.setattr(default_records, "DefaultRecordBatchBuilder", default_records._DefaultRecordBatchBuilderPy)
+    monkeypatch.setattr(default_records, "DefaultRecordBatch", default_records._DefaultRecordBatchPy)
+    assert encode(rows) == compiled
+    assert decode(compiled) == decoded
+
+
+@pytest.mark.parametrize("name", ["plain", "stamped", "uniform", "gzip"])
+def test_golden_batches_are_decoded_and_made_again(name: str) -> None:
+    made = runpy.run_path(str(GOLDEN / "make_golden.py"))
+    stored = (GOLDEN / f"batch-{name}.bin").read_bytes()
+    if name != "gzip":  # zlib's output may differ between its versions
+        assert made["files"]()[f"batch-{name}.bin"] == stored
+    rows = made["UNIFORM" if name == "uniform" else "PLAIN"]
+    expected = [Record(value, key, made["TIME"] + delta, tuple(headers)) for delta, key, value, headers in rows]
+    base = 123456789012 if name == "stamped" else 0
+    assert decode(stored) == [Record(r.value, r.key, r.timestamp_ms, r.headers, offset=base + index) for index, r in enumerate(expected)]
+    if name in ("plain", "uniform"):
+        assert encode(expected) == stored
+
+
+def test_lying_records_inside_a_whole_batch_are_refused() -> None:
+    good = encode_many([b"value-%02d" % n for n in range(20)], timestamps_ms=TIME)
+    for at in range(61, len(good)):
+        for value in (0x00, 0x7F, 0xFF):
+            lying = bytearray(good)
+            lying[at] = value
+            pack_into(">I", lying, 17, crc32c(bytes(lying[21:])))
+            for read in (decode, decode_values, decode_buffers):
+                try:
+                    read(bytes(lying))
+                except CorruptBatch as error:
+                    assert error.position >= 0  # noqa: PT017 - a changed value is no error, so raising is not a must
+
+
+def test_two_batches_are_not_decoded_as_one() -> None:
+    one = encode([Record(b"x")])
+    with pytest.raises(CorruptBatch, match="there are 2; scan them"):
+        decode(one + one)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS[1:])
+def test_a_bomb_is_refused_by_size_and_by_ratio(compression: str) -> None:
+    bomb = compress(bytes(20_000_000), compression)
+    with pytest.raises(CorruptBatch, match="grow beyond 1000000"):
+        decompress(bomb, compression, limits=DecompressionLimits(max_bytes=1_000_000, max_ratio=10**9))
+    with pytest.raises(CorruptBatch, match="grow beyond"):
+        decompress(bomb, compression, limits=DecompressionLimits(max_ratio=2))
+    assert decompress(bomb, compression, limits=DecompressionLimits(max_ratio=10**9)) == bytes(20_000_000)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS[1:])
+def test_a_bomb_takes_no_more_memory_than_the_limit_allows(compression: str) -> None:
+    """A child with 1 GiB of address space refuses 4 GiB in disguise."""
+    program = f"""
+import resource, zlib
+from tidelog.errors import CorruptBatch
+from tidelog.records.compression import DecompressionLimits, compress, decompress
+part = compress(bytes(64 * 1024 * 1024), {compression!r})
+bomb = part * 8 if {compression!r} != "snappy" else part
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    decompress(bomb, {compression!r}, limits=DecompressionLimits(max_bytes=16 * 1024 * 1024, max_ratio=10**9))
+except CorruptBatch as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "grow beyond 16777216" in done.stdout
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS[1:])
+def test_damaged_compressed_records_are_refused(compression: str) -> None:
+    packed = compress(b"some text that repeats " * 100, compression)
+    for damaged in (packed[: len(packed) // 2], b"", b"\x00" * 40):
+        with pytest.raises(CorruptBatch):
+            decompress(damaged, compression, limits=DecompressionLimits())
+
+
+def test_importing_the_codec_does_not_load_the_compiled_one() -> None:
+    program = "import sys, tidelog.records.codec; sys.exit('aiokafka' in sys.modules or 'cramjam' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
