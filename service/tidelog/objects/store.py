@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tidelog.errors import InvalidRequest
+
 Bytes = bytes | bytearray | memoryview
 
 
@@ -76,3 +78,19 @@ class ObjectStore(Protocol):
     async def close(self) -> None:
         """Give back connections, threads and locks."""
         ...
+
+
+def check_key(key: str) -> str:
+    """Return `key`. Raises InvalidRequest where it is no key that every store can hold."""
+    parts = key.split("/")
+    if (
+        not key.isascii()
+        or not key.isprintable()
+        or len(key) > 1024
+        or any(part in ("", ".", "..") or part.startswith(".tmp-") for part in parts)
+    ):
+        raise InvalidRequest(
+            f"object key {key!r} cannot be used; keys are printable ASCII of at most 1,024 bytes, their parts between slashes not empty, '.' or"
+            " '..', and do not begin with '.tmp-'"
+        )
+    return key

@@ -1,0 +1,394 @@
+"""Segment objects: how they are put together, and every check that a reader makes. `docs/format.md` is the specification.
+
+Knows bytes only: not where objects are kept, nor what SQL says of them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+from struct import Struct
+
+from crc32c import crc32c
+from google.protobuf.message import DecodeError
+
+from tidelog.errors import CorruptBatch, CorruptSegment
+from tidelog.proto.v1 import segment_pb2
+from tidelog.records.batch import BatchHeader, Buffer, scan
+
+VERSION = 1
+HEADER_BYTES = 8
+TRAILER_BYTES = 12
+MAX_FOOTER_BYTES = 64 * 1024 * 1024
+MAX_SEGMENT_BYTES = 1024 * 1024 * 1024
+INDEX_EVERY_BYTES = 65536
+
+_MAGIC = b"TIDE"
+_HEADER = Struct("<4sHH")
+_TRAILER = Struct("<II4s")
+
+
+class SegmentKind(IntEnum):
+    """What a segment holds."""
+
+    INTAKE = 1
+    """Chunks of many partitions, batches unstamped."""
+    MERGED = 2
+    """One partition, batches stamped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who wrote a segment, and which one."""
+
+    cluster_id: str
+    broker_id: str
+    broker_epoch: int
+    sequence: int
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One partition's bytes inside a segment."""
+
+    topic_id: bytes
+    """16 bytes."""
+    partition: int
+    position: int
+    """From the object's first byte."""
+    length: int
+    batch_count: int
+    record_count: int
+    max_timestamp_ms: int
+    crc32c: int
+
+    @property
+    def end(self) -> int:
+        """Position after the chunk's last byte."""
+        return self.position + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """Where a run of a merged chunk's batches begins, and the checksum of the run."""
+
+    offset: int
+    max_timestamp_ms: int
+    """Largest in the chunk up to this run's end."""
+    position: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergedRange:
+    """Which offsets a merged segment holds, and the sparse index to them."""
+
+    base_offset: int
+    next_offset: int
+    first_leader_epoch: int
+    last_leader_epoch: int
+    index: tuple[IndexEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a segment says of itself."""
+
+    kind: SegmentKind
+    origin: Origin
+    chunks: tuple[Chunk, ...]
+    merged: MergedRange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSource:
+    """The batches of one partition, checked and in order, that are to become a chunk."""
+
+    topic_id: bytes
+    partition: int
+    parts: Sequence[Buffer]
+    """Whole batches, back to back when joined."""
+    headers: Sequence[BatchHeader]
+    """Of all the batches, in order; their positions are not looked at."""
+
+
+# ---- writing
+
+
+def encode_intake(sources: Iterable[ChunkSource], origin: Origin) -> tuple[list[Buffer], Footer]:
+    """Return an intake segment as parts, payload not copied, and its footer. Sources may come in any order."""
+    chunks: list[Chunk] = []
+    parts: list[Buffer] = [_HEADER.pack(_MAGIC, VERSION, SegmentKind.INTAKE)]
+    position = HEADER_BYTES
+    for source in sorted(sources, key=lambda source: (source.topic_id, source.partition)):
+        chunk = _chunk(source, position)
+        position = chunk.end
+        chunks.append(chunk)
+        parts.extend(source.parts)
+    footer = Footer(SegmentKind.INTAKE, origin, tuple(chunks))
+    return [*parts, *_ending(footer)], footer
+
+
+def encode_merged(source: ChunkSource, origin: Origin, *, base_offset: int, next_offset: int) -> tuple[list[Buffer], Footer]:
+    """Return a merged segment of stamped batches as parts, and its footer with the sparse index."""
+    chunk = _chunk(source, HEADER_BYTES)
+    epochs = [header.leader_epoch for header in source.headers]
+    index = _index(b"".join(source.parts), source.headers)
+    footer = Footer(SegmentKind.MERGED, origin, (chunk,), MergedRange(base_offset, next_offset, epochs[0], epochs[-1], index))
+    return [_HEADER.pack(_MAGIC, VERSION, SegmentKind.MERGED), *source.parts, *_ending(footer)], footer
+
+
+def _chunk(source: ChunkSource, position: int) -> Chunk:
+    checksum = length = 0
+    for part in source.parts:
+        checksum = crc32c(part, checksum)
+        length += len(part)
+    return Chunk(
+        topic_id=source.topic_id,
+        partition=source.partition,
+        position=position,
+        length=length,
+        batch_count=len(source.headers),
+        record_count=sum(header.record_count for header in source.headers),
+        max_timestamp_ms=max(header.max_timestamp_ms for header in source.headers),
+        crc32c=checksum,
+    )
+
+
+def _index(data: bytes, headers: Sequence[BatchHeader]) -> tuple[IndexEntry, ...]:
+    """Return the sparse index that a merged chunk has: the writer's, and the reader's to compare with."""
+    starts: list[tuple[int, int, int]] = []  # offset, position in the chunk, largest timestamp before
+    position = 0
+    largest = 0
+    for header in headers:
+        if not starts or position - starts[-1][1] >= INDEX_EVERY_BYTES:
+            starts.append((header.base_offset, position, largest))
+        largest = max(largest, header.max_timestamp_ms)
+        position += header.size
+    ends = [*starts[1:], (0, position, largest)]
+    view = memoryview(data)
+    return tuple(
+        IndexEntry(offset, most, HEADER_BYTES + start, crc32c(view[start:end]))
+        for (offset, start, _), (_, end, most) in zip(starts, ends, strict=True)
+    )
+
+
+def _ending(footer: Footer) -> list[bytes]:
+    origin = footer.origin
+    message = segment_pb2.SegmentFooter(
+        cluster_id=origin.cluster_id,
+        broker_id=origin.broker_id,
+        broker_epoch=origin.broker_epoch,
+        sequence=origin.sequence,
+        created_at_ms=origin.created_at_ms,
+        kind=segment_pb2.SegmentKind.Name(footer.kind.value),
+        chunks=[
+            segment_pb2.Chunk(
+                topic_id=chunk.topic_id,
+                partition=chunk.partition,
+                position=chunk.position,
+                length=chunk.length,
+                batch_count=chunk.batch_count,
+                record_count=chunk.record_count,
+                max_timestamp_ms=chunk.max_timestamp_ms,
+                crc32c=chunk.crc32c,
+            )
+            for chunk in footer.chunks
+        ],
+    )
+    if footer.merged is not None:
+        merged = footer.merged
+        message.merged.base_offset = merged.base_offset
+        message.merged.next_offset = merged.next_offset
+        message.merged.first_leader_epoch = merged.first_leader_epoch
+        message.merged.last_leader_epoch = merged.last_leader_epoch
+        for entry in merged.index:
+            message.merged.index.add(
+                offset=entry.offset, max_timestamp_ms=entry.max_timestamp_ms, position=entry.position, crc32c=entry.crc32c
+            )
+    body = message.SerializeToString(deterministic=True)
+    return [body, _TRAILER.pack(len(body), crc32c(body), _MAGIC)]
+
+
+# ---- reading
+
+
+def footer_start(tail: Buffer, *, size: int) -> int:
+    """Return where the footer of an object of `size` bytes begins, given its last bytes, at least the trailer."""
+    if size < HEADER_BYTES + TRAILER_BYTES:
+        raise CorruptSegment(f"the object has {size} bytes, but a segment has at least {HEADER_BYTES + TRAILER_BYTES}", position=0)
+    length: int
+    length, _, magic = _TRAILER.unpack_from(tail, len(tail) - TRAILER_BYTES)
+    if magic != _MAGIC:
+        raise CorruptSegment(f"it ends with {magic!r}, but must end with {_MAGIC!r}", position=size - 4)
+    room = min(size - HEADER_BYTES - TRAILER_BYTES, MAX_FOOTER_BYTES)
+    if not 0 < length <= room:
+        raise CorruptSegment(f"the footer's length is {length}, but must lie between 1 and {room}", position=size - TRAILER_BYTES)
+    return size - TRAILER_BYTES - length
+
+
+def decode_footer(tail: Buffer, *, size: int) -> Footer:
+    """Return the checked footer of an object of `size` bytes, given its last bytes, from `footer_start` at least.
+
+    Chunks and index are checked against each other and against the object's size, not against bytes that are not here.
+    """
+    start = footer_start(tail, size=size)
+    view = memoryview(tail)[len(tail) - (size - start) :]
+    length, expected, _ = _TRAILER.unpack_from(view, len(view) - TRAILER_BYTES)
+    body = view[:length]
+    found = crc32c(body)
+    if found != expected:
+        raise CorruptSegment(f"the footer's CRC-32C says {expected:#010x}, but its bytes give {found:#010x}", position=start)
+    try:
+        message = segment_pb2.SegmentFooter.FromString(bytes(body))
+    except DecodeError as error:
+        raise CorruptSegment(f"the footer is no SegmentFooter message: {error}", position=start) from error
+    footer = _footer(message, start)
+    _check_chunks(footer, start)
+    if footer.merged is not None:
+        _check_range(footer.merged, footer.chunks[0], start)
+    return footer
+
+
+def decode(data: Buffer) -> Footer:
+    """Check a whole object, every byte of it, and return its footer. Raises CorruptSegment, saying what and where."""
+    if len(data) > MAX_SEGMENT_BYTES:
+        raise CorruptSegment(f"the object has {len(data)} bytes, but a segment has at most {MAX_SEGMENT_BYTES}", position=0)
+    footer_start(data, size=len(data))
+    magic, version, kind = _HEADER.unpack_from(data, 0)
+    if magic != _MAGIC:
+        raise CorruptSegment(f"it begins with {magic!r}, but must begin with {_MAGIC!r}", position=0)
+    if version != VERSION:
+        raise CorruptSegment(f"its version is {version}, but this release reads version {VERSION}", position=4)
+    footer = decode_footer(data, size=len(data))
+    if kind != footer.kind:
+        raise CorruptSegment(f"its header says kind {kind}, but its footer {footer.kind.value}", position=6)
+    view = memoryview(data)
+    for chunk in footer.chunks:
+        headers = decode_chunk(view[chunk.position : chunk.end], chunk)
+        if footer.merged is None:
+            _check_unstamped(headers, chunk)
+        else:
+            _check_stamped(view[chunk.position : chunk.end], headers, chunk, footer.merged)
+    return footer
+
+
+def decode_chunk(data: Buffer, chunk: Chunk) -> list[BatchHeader]:
+    """Check a chunk's bytes against the footer and return its batches' headers, whose positions count from the chunk's start."""
+    found = crc32c(data)
+    if len(data) != chunk.length or found != chunk.crc32c:
+        raise CorruptSegment(
+            f"{_name(chunk)} has {len(data)} bytes with CRC-32C {found:#010x}, but the footer says"
+            f" {chunk.length} with {chunk.crc32c:#010x}",
+            position=chunk.position,
+        )
+    try:
+        headers = scan(data)
+    except CorruptBatch as error:
+        raise CorruptSegment(f"{_name(chunk)}: {error.problem}", position=chunk.position + error.position) from error
+    counted = (len(headers), sum(h.record_count for h in headers), max(h.max_timestamp_ms for h in headers))
+    claimed = (chunk.batch_count, chunk.record_count, chunk.max_timestamp_ms)
+    if counted != claimed:
+        raise CorruptSegment(
+            f"{_name(chunk)} has (batches, records, largest timestamp) {counted}, but the footer says {claimed}", position=chunk.position
+        )
+    return headers
+
+
+def _footer(message: segment_pb2.SegmentFooter, start: int) -> Footer:
+    if int(message.kind) not in set(SegmentKind):
+        raise CorruptSegment(f"the footer says kind {message.kind}, which this release does not know", position=start)
+    kind = SegmentKind(int(message.kind))
+    if not message.cluster_id or not message.broker_id:
+        raise CorruptSegment("the footer names no cluster or no broker", position=start)
+    origin = Origin(message.cluster_id, message.broker_id, message.broker_epoch, message.sequence, message.created_at_ms)
+    chunks = tuple(
+        Chunk(c.topic_id, c.partition, c.position, c.length, c.batch_count, c.record_count, c.max_timestamp_ms, c.crc32c)
+        for c in message.chunks
+    )
+    merged = None
+    if message.HasField("merged"):
+        m = message.merged
+        index = tuple(IndexEntry(e.offset, e.max_timestamp_ms, e.position, e.crc32c) for e in m.index)
+        merged = MergedRange(m.base_offset, m.next_offset, m.first_leader_epoch, m.last_leader_epoch, index)
+    if (merged is not None) != (kind is SegmentKind.MERGED):
+        raise CorruptSegment("the footer has a merged range but in merged segments, or lacks it in one", position=start)
+    return Footer(kind, origin, chunks, merged)
+
+
+def _check_chunks(footer: Footer, start: int) -> None:
+    if not footer.chunks or (footer.merged is not None and len(footer.chunks) != 1):
+        raise CorruptSegment(
+            f"the footer lists {len(footer.chunks)} chunks, but there must be one, or in an intake segment more", position=start
+        )
+    position = HEADER_BYTES
+    before: tuple[bytes, int] = (b"", -1)
+    for chunk in footer.chunks:
+        if len(chunk.topic_id) != 16:
+            raise CorruptSegment(f"the footer names a topic by {len(chunk.topic_id)} bytes, but ids have 16", position=start)
+        if (chunk.topic_id, chunk.partition) <= before:
+            raise CorruptSegment(f"{_name(chunk)} does not come after the one before it", position=start)
+        if chunk.position != position or not 0 < chunk.length <= start - position:
+            raise CorruptSegment(
+                f"{_name(chunk)} is said to lie at {chunk.position} with {chunk.length} bytes, but must begin at"
+                f" {position} and end by {start}",
+                position=start,
+            )
+        before = (chunk.topic_id, chunk.partition)
+        position = chunk.end
+    if position != start:
+        raise CorruptSegment(f"the chunks end at {position}, but the footer begins at {start}", position=position)
+
+
+def _check_range(merged: MergedRange, chunk: Chunk, start: int) -> None:
+    places = [entry.position for entry in merged.index]
+    offsets = [entry.offset for entry in merged.index]
+    if not 0 <= merged.base_offset <= merged.next_offset - chunk.record_count:
+        raise CorruptSegment(
+            f"offsets {merged.base_offset} to {merged.next_offset} cannot hold {chunk.record_count} records", position=start
+        )
+    ascending = all(a < b for a, b in pairwise(places)) and all(a < b for a, b in pairwise(offsets))
+    if not places or places[0] != chunk.position or places[-1] >= chunk.end or not ascending:
+        raise CorruptSegment(
+            f"the sparse index must ascend from {chunk.position} to below {chunk.end}, but its {len(places)} positions do not",
+            position=start,
+        )
+
+
+def _check_unstamped(headers: Sequence[BatchHeader], chunk: Chunk) -> None:
+    for header in headers:
+        if (header.base_offset, header.leader_epoch, header.last_offset_delta) != (0, -1, header.record_count - 1):
+            raise CorruptSegment(
+                f"{_name(chunk)}: a batch of an intake segment is stamped with offset {header.base_offset} and leader epoch"
+                f" {header.leader_epoch}, or has gaps",
+                position=chunk.position + header.position,
+            )
+
+
+def _check_stamped(data: Buffer, headers: Sequence[BatchHeader], chunk: Chunk, merged: MergedRange) -> None:
+    offset, epoch = merged.base_offset, merged.first_leader_epoch
+    for header in headers:
+        at = chunk.position + header.position
+        if header.base_offset < offset or header.next_offset > merged.next_offset:
+            raise CorruptSegment(
+                f"a batch holds offsets {header.base_offset} to {header.next_offset}, but they must lie in {offset} to"
+                f" {merged.next_offset}",
+                position=at,
+            )
+        if not epoch <= header.leader_epoch <= merged.last_leader_epoch:
+            raise CorruptSegment(
+                f"a batch has leader epoch {header.leader_epoch}, but it must lie in {epoch} to {merged.last_leader_epoch}", position=at
+            )
+        offset, epoch = header.next_offset, header.leader_epoch
+    for found, claimed in zip(_index(bytes(data), headers), merged.index, strict=False):
+        if found != claimed:
+            raise CorruptSegment(f"the sparse index says {claimed}, but the bytes give {found}", position=claimed.position)
+    if len(_index(bytes(data), headers)) != len(merged.index):
+        raise CorruptSegment(
+            f"the sparse index has {len(merged.index)} entries, which is not one for every 64 KiB", position=chunk.position
+        )
+
+
+def _name(chunk: Chunk) -> str:
+    return f"the chunk of partition {chunk.partition} of topic {chunk.topic_id.hex()}"
