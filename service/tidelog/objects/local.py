@@ -102,7 +102,7 @@ class DirectoryStore:
         stat = path.stat()
         return ObjectInfo(key, stat.st_size, stat.st_mtime_ns // 1_000_000)
 
-    def _page(self, prefix: str, start_after: str) -> list[ObjectInfo]:
+    def _page(self, prefix: str, start_after: str) -> Sequence[ObjectInfo]:
         found: list[ObjectInfo] = []
         for key, path in self._walk("", prefix, start_after):
             with suppress(FileNotFoundError):  # deleted meanwhile
@@ -143,8 +143,8 @@ def open_directory(root: Path, *, clock: Clock, chance: Random, executor: Execut
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise StoreUnusable(
-            f"the directory {str(root)!r} was to hold the objects, but it cannot be used: {error.strerror}; name a directory that this process"
-            " may write to"
+            f"the directory {str(root)!r} was to hold the objects, but it cannot be used: {error.strerror};"
+            " name a directory that this process may write to"
         ) from error
     return DirectoryStore(root, clock=clock, chance=chance, executor=executor)
 

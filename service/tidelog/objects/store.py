@@ -90,7 +90,7 @@ def check_key(key: str) -> str:
         or any(part in ("", ".", "..") or part.startswith(".tmp-") for part in parts)
     ):
         raise InvalidRequest(
-            f"object key {key!r} cannot be used; keys are printable ASCII of at most 1,024 bytes, their parts between slashes not empty, '.' or"
-            " '..', and do not begin with '.tmp-'"
+            f"object key {key!r} cannot be used; keys are printable ASCII of at most 1,024 bytes; their parts"
+            " between slashes are not empty, '.' or '..', and do not begin with '.tmp-'"
         )
     return key

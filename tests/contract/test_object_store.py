@@ -1,0 +1,120 @@
+"""What every object store keeps (I2, I3, I5)."""
+
+import asyncio
+
+import pytest
+from tidelog.errors import InvalidRequest, ObjectExists, ObjectNotFound
+from tidelog.objects.store import ObjectStore
+
+
+async def keys_of(store: ObjectStore, prefix: str = "", *, start_after: str = "") -> list[str]:
+    return [found.key async for found in store.list(prefix, start_after=start_after)]
+
+
+async def test_what_was_written_is_read_whole_and_in_ranges(object_store: ObjectStore) -> None:
+    await object_store.put_new("a/b", [b"0123", bytearray(b"456"), memoryview(b"789")])
+    assert await object_store.get_range("a/b", 0, 10) == b"0123456789"
+    assert await object_store.get_range("a/b", 3, 4) == b"3456"
+    assert await object_store.get_range("a/b", 8, 100) == b"89"
+    assert await object_store.get_range("a/b", 10, 1) == b""
+    assert await object_store.get_range("a/b", 11, 1) == b""
+
+
+async def test_an_empty_object_is_an_object(object_store: ObjectStore) -> None:
+    await object_store.put_new("empty", [])
+    assert (await object_store.head("empty")).size == 0
+    assert await object_store.get_range("empty", 0, 10) == b""
+
+
+async def test_a_large_object_of_many_parts_is_kept(object_store: ObjectStore) -> None:
+    parts = [bytes([n % 251]) * 1500 for n in range(6000)]
+    await object_store.put_new("large", parts)
+    whole = b"".join(parts)
+    assert (await object_store.head("large")).size == len(whole)
+    assert await object_store.get_range("large", 0, len(whole)) == whole
+    assert await object_store.get_range("large", 4_000_001, 3000) == whole[4_000_001:4_003_001]
+
+
+async def test_a_key_is_written_once(object_store: ObjectStore) -> None:
+    await object_store.put_new("k", [b"first"])
+    with pytest.raises(ObjectExists, match="other bytes"):
+        await object_store.put_new("k", [b"other"])
+    with pytest.raises(ObjectExists):
+        await object_store.put_new("k", [b"FIRST"])
+    assert await object_store.get_range("k", 0, 10) == b"first"
+
+
+async def test_writing_the_same_bytes_again_is_success(object_store: ObjectStore) -> None:
+    await object_store.put_new("k", [b"same ", b"bytes"])
+    before = await object_store.head("k")
+    await object_store.put_new("k", [b"same", b" bytes"])
+    assert await object_store.head("k") == before
+
+
+async def test_of_many_writers_of_one_key_exactly_one_wins(object_store: ObjectStore) -> None:
+    contents = [b"content %d" % n for n in range(12)]
+    results = await asyncio.gather(*(object_store.put_new("raced", [c]) for c in contents), return_exceptions=True)
+    winners = [c for c, result in zip(contents, results, strict=True) if result is None]
+    assert all(result is None or isinstance(result, ObjectExists) for result in results)
+    assert [await object_store.get_range("raced", 0, 100)] == winners
+
+
+async def test_what_is_not_there_is_said_to_be_missing(object_store: ObjectStore) -> None:
+    with pytest.raises(ObjectNotFound, match="nothing-here"):
+        await object_store.get_range("nothing-here", 0, 1)
+    with pytest.raises(ObjectNotFound):
+        await object_store.head("nothing-here")
+    await object_store.put_new("folder/object", [b"x"])
+    with pytest.raises(ObjectNotFound):
+        await object_store.get_range("folder", 0, 1)
+
+
+async def test_objects_are_listed_in_the_order_of_their_keys(object_store: ObjectStore) -> None:
+    keys = ["a", "a-b", "a.b", "a/b", "a/b/c", "a0", "b/c", "ab/c/d", "a/b-c"]
+    keys.remove("a")  # a file system cannot hold both a and a/b
+    keys.remove("a/b")
+    for key in keys:
+        await object_store.put_new(key, [key.encode()])
+    assert await keys_of(object_store) == sorted(keys)
+    assert await keys_of(object_store, "a") == sorted(k for k in keys if k.startswith("a"))
+    assert await keys_of(object_store, "a/") == ["a/b-c", "a/b/c"]
+    assert await keys_of(object_store, "a/b/") == ["a/b/c"]
+    assert await keys_of(object_store, start_after="a/b-c") == [k for k in sorted(keys) if k > "a/b-c"]
+    assert await keys_of(object_store, "a", start_after="a/b/c") == [k for k in sorted(keys) if k > "a/b/c" and k.startswith("a")]
+    assert await keys_of(object_store, "none") == []
+
+
+async def test_sizes_are_listed_and_more_than_a_page_of_them(object_store: ObjectStore) -> None:
+    keys = [f"many/{number:05}" for number in range(1050)]
+    for start in range(0, len(keys), 50):
+        await asyncio.gather(*(object_store.put_new(key, [b"12345"]) for key in keys[start : start + 50]))
+    found = [info async for info in object_store.list("many/")]
+    assert [info.key for info in found] == keys
+    assert {info.size for info in found} == {5}
+    assert await object_store.delete_many(keys) == {}
+    assert await keys_of(object_store) == []
+
+
+async def test_deleting_what_is_not_there_is_success(object_store: ObjectStore) -> None:
+    await object_store.put_new("x/there", [b"1"])
+    assert await object_store.delete_many(["x/there", "x/not-there", "x/there/below"]) == {}
+    assert await object_store.delete_many([]) == {}
+    with pytest.raises(ObjectNotFound):
+        await object_store.head("x/there")
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a//b", "a/", "..", "a/../b", ".", "ä", "a\nb", "x" * 1025, ".tmp-1"])
+async def test_keys_that_some_store_cannot_hold_are_refused_by_all(object_store: ObjectStore, key: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be used"):
+        await object_store.put_new(key, [b"x"])
+
+
+async def test_a_cancelled_write_leaves_a_whole_object_or_none(object_store: ObjectStore) -> None:
+    content = b"x" * 3_000_000
+    for number in range(5):
+        task = asyncio.ensure_future(object_store.put_new(f"cancelled/{number}", [content]))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await object_store.put_new(f"cancelled/{number}", [content])
+        assert await object_store.get_range(f"cancelled/{number}", 0, len(content) + 1) == content

@@ -1,0 +1,75 @@
+"""The object stores that the contract suite runs on."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from tidelog.clock import SystemClock
+from tidelog.executors import ThreadExecutor
+from tidelog.objects.faults import FaultRates, FaultyStore
+from tidelog.objects.local import open_directory
+from tidelog.objects.memory import MemoryStore
+from tidelog.objects.s3 import S3Settings, open_s3
+from tidelog.objects.store import ObjectStore
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint() -> Iterator[str]:
+    """A real S3 server process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    os.kill(server.pid, signal.SIGTERM)
+    server.wait(30)
+
+
+@pytest.fixture
+def s3_settings(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Settings:
+    """A new bucket on the server."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    bucket = f"bucket-{random.SystemRandom().getrandbits(48):x}"
+    boto3.client("s3", endpoint_url=moto_endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
+    return S3Settings(bucket=bucket, prefix="pre/fix", endpoint_url=moto_endpoint)
+
+
+@pytest.fixture(params=["memory", "directory", "faulty", "s3"])
+async def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        store: ObjectStore
+        if request.param == "memory":
+            store = MemoryStore(clock=clock)
+        elif request.param == "directory":
+            store = open_directory(
+                tmp_path / "objects", clock=clock, chance=random.Random(1), executor=ThreadExecutor("objects", threads=4)
+            )
+        elif request.param == "faulty":
+            store = FaultyStore(MemoryStore(clock=clock), chance=random.Random(1), rates=FaultRates())
+        else:
+            store = await open_s3(request.getfixturevalue("s3_settings"), clock=clock, chance=random.Random(1))
+        stack.push_async_callback(store.close)
+        yield store
