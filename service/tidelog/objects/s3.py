@@ -23,6 +23,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.exceptions import ConnectionError as ConnectionFailed
 from crc32c import crc32c
 
 from tidelog.clock import Clock
@@ -263,7 +264,7 @@ class S3Store:
         if not isinstance(error, ClientError):
             return (
                 None
-                if isinstance(error, HTTPClientError | _DamagedError | OSError | TimeoutError)
+                if isinstance(error, HTTPClientError | ConnectionFailed | _DamagedError | OSError | TimeoutError)
                 else StoreUnusable(f"{asked} cannot be sent: {error}")
             )
         status, code = _status(error), error.response.get("Error", {}).get("Code", "")
@@ -291,7 +292,7 @@ async def open_s3(settings: S3Settings, *, clock: Clock, chance: Random) -> S3St
     """Return a store; nothing is sent yet. `probe` tells whether the bucket can be used."""
     secure = settings.endpoint_url is None or settings.endpoint_url.startswith("https:")
     config = AioConfig(
-        retries={"max_attempts": 1, "mode": "standard"},
+        retries={"total_max_attempts": 1},
         connect_timeout=settings.connect_timeout_ms / 1000,
         read_timeout=settings.attempt_timeout_ms / 1000,
         max_pool_connections=settings.max_connections,

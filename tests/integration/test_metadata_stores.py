@@ -1,0 +1,281 @@
+"""Metadata stores in bad surroundings: each with the sentence that says what to do."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from tidelog.clock import SystemClock
+from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
+from tidelog.executors import ThreadExecutor
+from tidelog.metadata.commits import Committed
+from tidelog.metadata.membership import cluster_state, end_expired_epochs, membership, renew_lease
+from tidelog.metadata.postgres import PostgresSettings, PostgresStore, open_postgres
+from tidelog.metadata.schema import tables_metadata
+from tidelog.metadata.sqlite import SqliteStore, open_sqlite
+from tidelog.metadata.store import MetadataStore, Transaction
+
+from tests.contract.metadata_steps import TTL_MS, append, extent, join, lead, topic
+from tests.postgres_server import PostgresServer
+
+
+async def sqlite(path: Path) -> SqliteStore:
+    return await open_sqlite(path, clock=SystemClock(), executor=ThreadExecutor("sqlite", threads=1))
+
+
+async def postgres(url: str, *, allow_migration: bool = True, lease_ttl_ms: int = 10_000) -> PostgresStore:
+    settings = PostgresSettings(url, lease_ttl_ms=lease_ttl_ms, connect_timeout_ms=2000)
+    return await open_postgres(settings, clock=SystemClock(), allow_migration=allow_migration)
+
+
+async def test_the_migrated_schema_is_the_one_that_the_code_describes(metadata_store: MetadataStore) -> None:
+    def differences(tx: Transaction) -> object:
+        return compare_metadata(MigrationContext.configure(tx.connection), tables_metadata)
+
+    assert await metadata_store.run(differences) == []
+
+
+async def test_a_cancelled_caller_does_not_stop_the_transaction(metadata_store: MetadataStore) -> None:
+    caller = asyncio.ensure_future(join(metadata_store, "b0"))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    await join(metadata_store, "b0")
+    assert [b.broker_id for b in (await metadata_store.run(membership)).brokers] == ["b0"]
+
+
+async def test_what_a_verb_raises_rolls_back_and_passes(metadata_store: MetadataStore) -> None:
+    await join(metadata_store, "b0")
+
+    def spoil(tx: Transaction) -> None:
+        tx.execute("DELETE FROM brokers")
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await metadata_store.run(spoil)
+    assert len((await metadata_store.run(membership)).brokers) == 1
+
+
+# ---- SQLite
+
+
+async def test_a_second_process_on_one_sqlite_is_told_who_has_it(tmp_path: Path) -> None:
+    store = await sqlite(tmp_path / "meta.db")
+    program = f"""
+import asyncio, pathlib
+from tidelog.clock import SystemClock
+from tidelog.executors import ThreadExecutor
+from tidelog.metadata.sqlite import open_sqlite
+asyncio.run(open_sqlite(pathlib.Path({str(tmp_path / "meta.db")!r}), clock=SystemClock(), executor=ThreadExecutor("x", threads=1)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert f"but process {os.getpid()} has it open; stop that one first" in done.stderr
+    await store.close()
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+
+
+async def test_a_full_disk_commits_nothing_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    store = await sqlite(tmp_path / "meta.db")
+    await join(store, "b0")
+    [[pages]] = await store.run(lambda tx: tx.rows("PRAGMA page_count"))
+    await store.run(lambda tx: tx.rows(f"PRAGMA max_page_count = {pages}"))
+    with pytest.raises(MetadataUnavailable, match="its disk is full; nothing was committed"):
+        await topic(store, count=5000)
+    await store.run(lambda tx: tx.rows("PRAGMA max_page_count = 1000000"))
+    assert len(await topic(store, count=5000)) == 5000
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_or_a_missing_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_bytes(b"this is no database at all" * 100)
+    with pytest.raises(MetadataUnusable, match="not a sound SQLite database"):
+        await sqlite(tmp_path / "text.db")
+    with pytest.raises(MetadataUnusable, match="make the directory"):
+        await sqlite(tmp_path / "nowhere" / "meta.db")
+
+
+async def test_a_schema_of_a_newer_release_is_refused(tmp_path: Path) -> None:
+    await (await sqlite(tmp_path / "meta.db")).close()
+    with sqlite3.connect(tmp_path / "meta.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(MetadataUnusable, match="schema is 9999, which this release .* does not know"):
+        await sqlite(tmp_path / "meta.db")
+
+
+async def test_every_reported_commit_survives_a_restart(tmp_path: Path) -> None:
+    store = await sqlite(tmp_path / "meta.db")
+    broker = (await join(store, "b0")).broker_epoch
+    [partition] = await topic(store)
+    led = (await lead(store, broker, [partition]))[partition]
+    assert await append(store, led, broker, extent(broker, 1)) == Committed(10)
+    await store.close()
+    again = await sqlite(tmp_path / "meta.db")
+    assert (await again.run(cluster_state)).commit_count == 1
+    await again.close()
+
+
+# ---- PostgreSQL
+
+
+async def test_a_database_that_is_down_is_not_now(tmp_path: Path) -> None:
+    with pytest.raises(MetadataUnavailable, match="cannot be reached .* nothing was committed"):
+        await postgres("postgresql://postgres@127.0.0.1:1/none")
+
+
+async def test_a_database_that_does_not_exist_is_named(postgres_server: PostgresServer) -> None:
+    with pytest.raises(MetadataUnusable, match='database "none_such" does not exist; check the user'):
+        await postgres(postgres_server.url("none_such"))
+
+
+async def test_a_url_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(MetadataUnusable, match="write postgresql://"):
+        await postgres("not a url")
+
+
+async def test_a_missing_schema_is_refused_where_migrations_are_not_allowed(postgres_url: str) -> None:
+    with pytest.raises(MetadataUnusable, match="schema is missing, but this release needs 0001"):
+        await postgres(postgres_url, allow_migration=False)
+    await (await postgres(postgres_url)).close()
+    await (await postgres(postgres_url, allow_migration=False)).close()
+
+
+async def test_a_read_only_database_is_refused(postgres_server: PostgresServer, postgres_url: str) -> None:
+    name = postgres_url.split("/")[3].split("?")[0]
+    await postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    with pytest.raises(MetadataUnusable, match="transaction_read_only = off, but .* has 'on': it only reads"):
+        await postgres(postgres_url)
+
+
+async def test_fsync_off_is_refused(postgres_server: PostgresServer, postgres_url: str) -> None:
+    await postgres_server.execute("ALTER SYSTEM SET fsync = off")
+    await postgres_server.execute("SELECT pg_reload_conf()")
+    try:
+        await _until(postgres_server, "fsync", "off")
+        with pytest.raises(MetadataUnusable, match="fsync = on, but .* has 'off': a crash would lose acknowledged records"):
+            await postgres(postgres_url)
+    finally:
+        await postgres_server.execute("ALTER SYSTEM RESET fsync")
+        await postgres_server.execute("SELECT pg_reload_conf()")
+        await _until(postgres_server, "fsync", "on")
+
+
+async def _until(server: PostgresServer, setting: str, value: str) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            connection = await asyncpg.connect(user="postgres", database="postgres", host=str(server.directory))
+            found = await connection.fetchval(f"SHOW {setting}")
+            await connection.close()
+            if found == value:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_a_lock_held_too_long_is_given_up_and_nothing_is_committed(postgres_server: PostgresServer, postgres_url: str) -> None:
+    store = await postgres(postgres_url, lease_ttl_ms=1000)
+    broker = (await join(store, "b0")).broker_epoch
+    [partition] = await topic(store)
+    led = (await lead(store, broker, [partition]))[partition]
+    holder = await asyncpg.connect(postgres_url)
+    async with holder.transaction():
+        await holder.execute("SELECT * FROM partitions FOR UPDATE")
+        with pytest.raises(MetadataUnavailable, match="did not answer within 400 ms .* nothing was committed"):
+            await append(store, led, broker, extent(broker, 1))
+        lease = await store.run_reserved(renew_lease, broker_id="b0", broker_epoch=broker, ttl_ms=TTL_MS)
+        assert lease.expires_at_ms > lease.now_ms
+    await holder.close()
+    assert await append(store, led, broker, extent(broker, 1)) == Committed(10)
+    await store.close()
+
+
+async def test_a_paused_broker_inside_a_transaction_does_not_block_the_end_of_its_epoch(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """SIGSTOP while a commit holds its locks: the server ends that session within half a lease, and nothing of it is committed."""
+    store = await postgres(postgres_url, lease_ttl_ms=2000)
+    one = (await join(store, "b0")).broker_epoch
+    paused = (await join(store, "b1")).broker_epoch
+    [partition] = await topic(store)
+    await lead(store, paused, [partition])
+    program = f"""
+import asyncio
+from tidelog.clock import SystemClock
+from tidelog.metadata.commits import NewExtent, PartitionCommit, commit
+from tidelog.metadata.postgres import PostgresSettings, open_postgres
+
+async def main():
+    store = await open_postgres(PostgresSettings({postgres_url!r}, lease_ttl_ms=2000), clock=SystemClock())
+    def half(tx):
+        piece = NewExtent({paused}, 1, 8, 100, 10, 0)
+        answer = commit(tx, broker_epoch={paused}, partitions=[PartitionCommit({partition}, 1, 0, (piece,))])
+        print(answer, flush=True)
+        input()
+    await store.run(half)
+
+asyncio.run(main())
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert "Committed" in await asyncio.to_thread(child.stdout.readline)
+    os.kill(child.pid, signal.SIGSTOP)
+    await store.run(lambda tx: tx.execute("UPDATE brokers SET lease_expires_at_ms = 0 WHERE broker_id = 'b1'"))
+    await store.run(lambda tx: tx.execute("UPDATE brokers SET unbroken_since_ms = 0 WHERE broker_id = 'b0'"))
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                ended = await store.run(end_expired_epochs, broker_id="b0", broker_epoch=one, ttl_ms=2000)
+                break
+            except MetadataUnavailable:
+                continue
+    assert ended == (paused,)
+    led = (await lead(store, one, [partition]))[partition]
+    os.kill(child.pid, signal.SIGCONT)
+    _, errors = await asyncio.to_thread(child.communicate, "\n")
+    assert child.returncode != 0
+    assert "Metadata" in errors
+    assert await append(store, led, one, extent(one, 1)) == Committed(10)
+    await store.close()
+
+
+async def test_a_connection_lost_during_commit_leaves_the_outcome_unknown(postgres_server: PostgresServer, postgres_url: str) -> None:
+    """A constraint checked at COMMIT ends the session there: the caller cannot know what became of its transaction."""
+    store = await postgres(postgres_url)
+    await join(store, "b0")
+
+    def suicidal(tx: Transaction) -> None:
+        tx.execute(
+            "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'"
+        )
+        tx.execute(
+            "CREATE CONSTRAINT TRIGGER die AFTER UPDATE ON cluster DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION die()"
+        )
+
+    await store.run(suicidal)
+    with pytest.raises(MetadataOutcomeUnknown, match="it may have happened: ask again"):
+        await store.run(lambda tx: tx.execute("UPDATE cluster SET next_producer_id = 77"))
+    assert (await store.run(cluster_state)).commit_count == 0
+    await store.close()
+
+
+async def test_connections_that_died_are_replaced(postgres_server: PostgresServer, postgres_url: str) -> None:
+    store = await postgres(postgres_url)
+    await join(store, "b0")
+    await postgres_server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tidelog%'")
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                assert len((await store.run(membership)).brokers) == 1
+                break
+            except MetadataUnavailable:
+                continue
+    await store.close()

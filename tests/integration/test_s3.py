@@ -1,0 +1,233 @@
+"""The S3 store against a real server behind a proxy that misbehaves: each fault, and the sentence it leads to."""
+
+import asyncio
+import random
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from aiohttp import ClientSession, web
+from crc32c import crc32c
+from tidelog.clock import SystemClock
+from tidelog.errors import ObjectExists, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
+from tidelog.objects.s3 import S3Settings, S3Store, open_s3, probe
+
+Rule = Callable[[web.Request, Callable[[], Awaitable[web.Response]]], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def misbehaving(settings: S3Settings, rule: Rule, **changes: object) -> AsyncIterator[S3Store]:
+    """A store whose every request passes `rule`, which may forward it, answer by itself, or break off."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+
+        async def forward() -> web.Response:
+            dropped = request.get("drop", ())
+            passed = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
+            url = f"{settings.endpoint_url}{request.raw_path}"
+            async with upstream.request(request.method, url, data=body, headers=passed, skip_auto_headers=["Content-Type"]) as answer:
+                content = await answer.read()
+                kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("content-length", "transfer-encoding", "connection")}
+                if request.method == "HEAD":
+                    kept["Content-Length"] = answer.headers.get("Content-Length", "0")
+                return web.Response(status=answer.status, body=content, headers=kept)
+
+        return await rule(request, forward)
+
+    async with ClientSession(auto_decompress=False) as upstream:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_route("*", "/{path:.*}", handle)
+        runner = web.AppRunner(app, shutdown_timeout=1, handler_cancellation=True)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        patient: dict[str, object] = {"backoff_base_ms": 1, "max_attempts": 3, **changes}
+        store = await open_s3(
+            replace(settings, endpoint_url=f"http://127.0.0.1:{port}", **patient),  # type: ignore[arg-type]
+            clock=SystemClock(),
+            chance=random.Random(1),
+        )
+        try:
+            yield store
+        finally:
+            await store.close()
+            await runner.cleanup()
+
+
+def times(count: int, method: str, fault: Rule) -> Rule:
+    """Apply `fault` to the first `count` requests of a method, and forward all others."""
+    left = count
+
+    async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        nonlocal left
+        if request.method == method and left > 0:
+            left -= 1
+            return await fault(request, forward)
+        return await forward()
+
+    return rule
+
+
+def refusing(status: int, code: str) -> Rule:
+    async def rule(_request: web.Request, _forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        return web.Response(
+            status=status, text=f"<Error><Code>{code}</Code><Message>told so</Message></Error>", content_type="application/xml"
+        )
+
+    return rule
+
+
+async def done_but_cut_off(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    await forward()
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+async def truncated(_request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    whole = await forward()
+    assert isinstance(whole.body, bytes)
+    return web.Response(status=whole.status, body=whole.body[:-3], headers=whole.headers)
+
+
+async def altered(_request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    whole = await forward()
+    assert isinstance(whole.body, bytes)
+    checksum = b64encode(crc32c(whole.body).to_bytes(4, "big")).decode()
+    return web.Response(status=whole.status, body=b"#" + whole.body[1:], headers={**whole.headers, "x-amz-checksum-crc32c": checksum})
+
+
+async def without_condition(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    request["drop"] = ("if-none-match",)
+    return await forward()
+
+
+async def test_a_storm_of_503_passes(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, times(2, "PUT", refusing(503, "SlowDown"))) as store:
+        await store.put_new("k", [b"x"])
+        assert await store.get_range("k", 0, 1) == b"x"
+
+
+async def test_a_storm_that_does_not_pass_leaves_the_write_undone_and_says_so(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, times(99, "PUT", refusing(503, "SlowDown"))) as store:
+        with pytest.raises(StoreUnavailable, match=r"PUT of 'k' in s3://.* failed 3 times.*SlowDown.*it was not done: try again later"):
+            await store.put_new("k", [b"x"])
+
+
+async def test_a_write_whose_answer_was_lost_is_found_to_be_done(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, times(1, "PUT", done_but_cut_off)) as store:
+        await store.put_new("k", [b"x"])
+
+
+async def test_a_write_whose_every_answer_is_lost_is_unknown_not_failed(s3_settings: S3Settings) -> None:
+    rule = times(99, "PUT", done_but_cut_off)
+    async with misbehaving(s3_settings, lambda request, forward: rule(request, forward)) as store:
+        with pytest.raises(StoreOutcomeUnknown, match="may have happened, or may happen later: send the same again"):
+            await store.put_new("k", [b"x"])
+        rule = times(0, "PUT", done_but_cut_off)
+        await store.put_new("k", [b"x"])
+        with pytest.raises(ObjectExists):
+            await store.put_new("k", [b"y"])
+
+
+async def test_an_internal_error_leaves_a_write_unknown(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, times(3, "PUT", refusing(500, "InternalError"))) as store:
+        with pytest.raises(StoreOutcomeUnknown):
+            await store.put_new("k", [b"x"])
+
+
+@pytest.mark.parametrize("damage", [truncated, altered])
+async def test_a_damaged_body_is_read_again_and_then_refused(s3_settings: S3Settings, damage: Rule) -> None:
+    async with misbehaving(s3_settings, times(1, "GET", damage)) as store:
+        await store.put_new("k", [b"content"])
+        assert await store.get_range("k", 0, 100) == b"content"
+    async with misbehaving(s3_settings, times(99, "GET", damage)) as store:
+        with pytest.raises(StoreUnavailable, match="GET of 'k'"):
+            await store.get_range("k", 0, 100)
+
+
+async def test_a_body_damaged_on_the_way_in_is_refused_by_the_server(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, times(99, "PUT", refusing(400, "BadDigest"))) as store:
+        with pytest.raises(StoreUnavailable, match="BadDigest"):
+            await store.put_new("k", [b"x"])
+
+
+async def test_a_bucket_that_keeps_its_promises_passes_the_probe(s3_settings: S3Settings) -> None:
+    store = await open_s3(s3_settings, clock=SystemClock(), chance=random.Random(1))
+    await probe(store, chance=random.Random(2))
+    assert [found async for found in store.list()] == []
+    await store.close()
+
+
+async def test_a_store_that_ignores_conditions_is_refused_at_the_start(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, times(99, "PUT", without_condition)) as store:
+        with pytest.raises(StoreUnusable, match=r"accepted a second PUT with If-None-Match.*would lose acknowledged records"):
+            await probe(store, chance=random.Random(2))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sentence"),
+    [
+        (404, "NoSuchBucket", "there is no such bucket; make it, or name another"),
+        (403, "AccessDenied", r"denied \(AccessDenied\); check the credentials and their rights"),
+        (301, "PermanentRedirect", "the bucket is in another region; set the region"),
+        (400, "InvalidArgument", r"refused: InvalidArgument told so \(HTTP 400\)"),
+    ],
+)
+async def test_what_a_person_must_mend_is_said_at_once(s3_settings: S3Settings, status: int, code: str, sentence: str) -> None:
+    async with misbehaving(s3_settings, times(99, "PUT", refusing(status, code))) as store:
+        with pytest.raises(StoreUnusable, match=sentence):
+            await store.put_new("k", [b"x"])
+
+
+async def test_a_bucket_that_is_missing_is_named(s3_settings: S3Settings) -> None:
+    store = await open_s3(replace(s3_settings, bucket="not-made-yet"), clock=SystemClock(), chance=random.Random(1))
+    with pytest.raises(StoreUnusable, match=r"s3://not-made-yet/.* there is no such bucket"):
+        await store.put_new("k", [b"x"])
+    await store.close()
+
+
+async def test_missing_credentials_are_named(s3_settings: S3Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    store = await open_s3(s3_settings, clock=SystemClock(), chance=random.Random(1))
+    with pytest.raises(StoreUnusable, match="set AWS_ACCESS_KEY_ID"):
+        await store.put_new("k", [b"x"])
+    await store.close()
+
+
+async def test_an_endpoint_that_is_down_leaves_writes_undone(s3_settings: S3Settings) -> None:
+    settings = replace(s3_settings, endpoint_url="http://127.0.0.1:1", max_attempts=2, backoff_base_ms=1)
+    store = await open_s3(settings, clock=SystemClock(), chance=random.Random(1))
+    with pytest.raises(StoreUnavailable, match=r"at http://127.0.0.1:1 failed 2 times.*it was not done"):
+        await store.put_new("k", [b"x"])
+    await store.close()
+
+
+async def test_a_slow_read_is_hedged_and_the_faster_answer_taken(s3_settings: S3Settings) -> None:
+    released = asyncio.Event()
+
+    async def stuck(_request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        await released.wait()
+        return await forward()
+
+    slow = times(0, "GET", stuck)
+
+    async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        return await slow(request, forward)
+
+    async with misbehaving(s3_settings, rule, hedge_after_samples=5) as store:
+        await store.put_new("k", [b"x"])
+        for _ in range(10):
+            await store.get_range("k", 0, 1)
+        slow = times(1, "GET", stuck)
+        before = store.hedges
+        assert await store.get_range("k", 0, 1) == b"x"
+        assert store.hedges == before + 1
+        released.set()
