@@ -38,9 +38,7 @@ class Patience:
     backoff_most_ms: int
 
 
-async def retried(
-    attempt: Callable[[], Awaitable[T]], patience: Patience, *, asked: str, changes: bool, clock: Clock, chance: Random
-) -> T:
+async def retried(attempt: Callable[[], Awaitable[T]], patience: Patience, *, asked: str, changes: bool, clock: Clock, chance: Random) -> T:
     """Return the first answer. `asked` begins the sentence of an error; `changes` says that a lost answer matters.
 
     Raises StoreUnavailable, StoreOutcomeUnknown, and at once whatever `attempt` raises other than AttemptFailed.
