@@ -36,7 +36,7 @@ async def _run(folder: Path, url: str, repeats: int) -> list[Measure]:
         if name == "SQLite":
             store = await open_sqlite(folder / "meta.db", clock=SystemClock(), executor=ThreadExecutor("sqlite", threads=1))
         else:
-            store = await open_postgres(PostgresSettings(url, lease_ttl_ms=60_000), clock=SystemClock())
+            store = await open_postgres(PostgresSettings(url, lease_ttl_ms=60_000))
         found += await _commits(store, name, repeats)
         await store.close()
     return found

@@ -25,6 +25,6 @@ async def metadata_store(request: pytest.FixtureRequest, tmp_path: Path) -> Asyn
         else:
             server: PostgresServer = request.getfixturevalue("postgres_server")
             url = await stack.enter_async_context(server.database())
-            store = await open_postgres(PostgresSettings(url), clock=SystemClock())
+            store = await open_postgres(PostgresSettings(url))
         stack.push_async_callback(store.close)
         yield store

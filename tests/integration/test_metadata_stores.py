@@ -32,7 +32,7 @@ async def sqlite(path: Path) -> SqliteStore:
 
 async def postgres(url: str, *, allow_migration: bool = True, lease_ttl_ms: int = 10_000) -> PostgresStore:
     settings = PostgresSettings(url, lease_ttl_ms=lease_ttl_ms, connect_timeout_ms=2000)
-    return await open_postgres(settings, clock=SystemClock(), allow_migration=allow_migration)
+    return await open_postgres(settings, allow_migration=allow_migration)
 
 
 async def test_the_migrated_schema_is_the_one_that_the_code_describes(metadata_store: MetadataStore) -> None:
@@ -211,7 +211,7 @@ from tidelog.metadata.commits import NewExtent, PartitionCommit, commit
 from tidelog.metadata.postgres import PostgresSettings, open_postgres
 
 async def main():
-    store = await open_postgres(PostgresSettings({postgres_url!r}, lease_ttl_ms=2000), clock=SystemClock())
+    store = await open_postgres(PostgresSettings({postgres_url!r}, lease_ttl_ms=2000))
     def half(tx):
         piece = NewExtent({paused}, 1, 8, 100, 10, 0)
         answer = commit(tx, broker_epoch={paused}, partitions=[PartitionCommit({partition}, 1, 0, (piece,))])

@@ -125,13 +125,15 @@ def _lock(tx: Transaction, proposals: Sequence[PartitionCommit]) -> tuple[int, d
         + ") ORDER BY partition_id"
         + tx.for_update()
         + ") SELECT 0 AS kind, broker_epoch AS id, resolved_sequence AS a, CASE WHEN ended THEN 1 ELSE 0 END AS b FROM w"
-        " UNION ALL SELECT 1, partition_id, leader_epoch, next_offset FROM p",
+        " UNION ALL SELECT 1, partition_id, leader_epoch, next_offset FROM p"
+        f" UNION ALL SELECT 2, {tx.now}, 0, 0",
         writers=json.dumps([[epoch] for epoch in sorted({e.broker_epoch for p in proposals for e in p.extents})]),
         partitions=json.dumps([[p.partition_id] for p in proposals]),
     )
     resolved = {row.id: row.a for row in rows if row.kind == 0 and not row.b}
     state = {row.id: (row.a, row.b) for row in rows if row.kind == 1}
-    return tx.now_ms(), resolved, state
+    (now_ms,) = (row.id for row in rows if row.kind == 2)
+    return now_ms, resolved, state
 
 
 def _committed_before(tx: Transaction, proposals: Iterable[PartitionCommit]) -> dict[tuple[int, int, int], list[Extent]]:
@@ -149,35 +151,39 @@ def _decide(
     found: dict[tuple[int, int, int], list[Extent]],
 ) -> Outcome | None:
     """Return what stands against the proposal, or the answer that it got before; None: it may be written."""
-    covering = {
-        extent: tuple(
-            old
-            for old in found.get((proposal.partition_id, extent.broker_epoch, extent.sequence), ())
-            if old.position < extent.position + extent.length and extent.position < old.position + old.length
-        )
-        for extent in proposal.extents
-    }
-    # I5: an earlier attempt of this commit went through, whoever leads now.
-    offset = proposal.next_offset
-    stands = bool(proposal.extents)
-    for extent, old in covering.items():
-        stands = (
-            stands and len(old) == 1 and (old[0].base_offset, old[0].position, old[0].length) == (offset, extent.position, extent.length)
-        )
-        offset += extent.record_count
-    if stands:
-        return Committed(offset)
+    covering = {extent: old for extent in proposal.extents if (old := _overlapping(proposal.partition_id, extent, found))}
+    if covering and _stands(proposal, covering):
+        return Committed(_end(proposal))  # I5: an earlier attempt of this commit went through, whoever leads now
     if state != (proposal.leader_epoch, proposal.next_offset):  # I1
         return NotLeader(*state)
     refused = []
-    for extent, old in covering.items():
-        if old:  # I5: never twice
-            refused.append(RefusedExtent(extent, Refusal.COMMITTED_BEFORE, old))
+    for extent in proposal.extents:
+        if extent in covering:  # I5: never twice
+            refused.append(RefusedExtent(extent, Refusal.COMMITTED_BEFORE, covering[extent]))
         elif extent.broker_epoch not in resolved:  # I7
             refused.append(RefusedExtent(extent, Refusal.WRITER_ENDED))
         elif extent.sequence <= resolved[extent.broker_epoch]:  # I7
             refused.append(RefusedExtent(extent, Refusal.SEQUENCE_RESOLVED))
     return Refused(tuple(refused)) if refused else None
+
+
+def _overlapping(partition_id: int, extent: NewExtent, found: dict[tuple[int, int, int], list[Extent]]) -> tuple[Extent, ...]:
+    return tuple(
+        old
+        for old in found.get((partition_id, extent.broker_epoch, extent.sequence), ())
+        if old.position < extent.position + extent.length and extent.position < old.position + old.length
+    )
+
+
+def _stands(proposal: PartitionCommit, covering: dict[NewExtent, tuple[Extent, ...]]) -> bool:
+    """Say whether every proposed extent is there, just as proposed."""
+    offset = proposal.next_offset
+    for extent in proposal.extents:
+        old = covering.get(extent, ())
+        if [(e.base_offset, e.position, e.length) for e in old] != [(offset, extent.position, extent.length)]:
+            return False
+        offset += extent.record_count
+    return True
 
 
 def _end(proposal: PartitionCommit) -> int:
@@ -198,7 +204,7 @@ def _write(tx: Transaction, broker_epoch: int, accepted: Sequence[PartitionCommi
             )  # fmt: skip
             offset = end
     producers = [
-        (proposal.partition_id, window.producer_id, window.producer_epoch, json.dumps(window.batches, separators=(",", ":")))
+        (proposal.partition_id, window.producer_id, window.producer_epoch, window.batches)
         for proposal in accepted
         for window in proposal.producers
     ]
@@ -237,8 +243,8 @@ def _write(tx: Transaction, broker_epoch: int, accepted: Sequence[PartitionCommi
     tx.execute_all(
         statements,
         now=now_ms,
-        extents=json.dumps(extents, separators=(",", ":")),
-        partitions=json.dumps([(p.partition_id, _end(p)) for p in accepted], separators=(",", ":")),
+        extents=json.dumps(extents),
+        partitions=json.dumps([(p.partition_id, _end(p)) for p in accepted]),
         broker_epoch=broker_epoch,
-        **({"producers": json.dumps(producers, separators=(",", ":"))} if producers else {}),
+        **({"producers": json.dumps(producers)} if producers else {}),
     )

@@ -16,7 +16,6 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from tidelog.clock import Clock
 from tidelog.errors import MetadataError, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable, TidelogError
 from tidelog.metadata.migrations import check, migrate
 from tidelog.metadata.store import P, T, Transaction
@@ -80,11 +79,10 @@ class PostgresStore:
 
     exclusive = False
 
-    def __init__(self, settings: PostgresSettings, engine: AsyncEngine, reserved: AsyncEngine, *, clock: Clock) -> None:
+    def __init__(self, settings: PostgresSettings, engine: AsyncEngine, reserved: AsyncEngine) -> None:
         self._settings = settings
         self._engine = engine
         self._reserved = reserved
-        self._clock = clock
         self._running: set[asyncio.Task[object]] = set()
 
     async def run(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -122,17 +120,17 @@ class PostgresStore:
             raise _explained(error, self._settings, committing=committing) from error
 
     def _call(self, connection: Connection, verb: Callable[[Transaction], T]) -> T:
-        return verb(Transaction(connection, dialect="postgresql", clock=self._clock))
+        return verb(Transaction(connection, dialect="postgresql"))
 
 
-async def open_postgres(settings: PostgresSettings, *, clock: Clock, allow_migration: bool = True) -> PostgresStore:
+async def open_postgres(settings: PostgresSettings, *, allow_migration: bool = True) -> PostgresStore:
     """Connect, check what the database promises, and bring its schema to this release's version.
 
     Raises MetadataUnavailable (try again) and MetadataUnusable (a person must act).
     """
     engine = _engine(settings, connections=settings.pool_size, name="tidelog")
     reserved = _engine(settings, connections=1, name="tidelog-lease")
-    store = PostgresStore(settings, engine, reserved, clock=clock)
+    store = PostgresStore(settings, engine, reserved)
     try:
         async with engine.connect() as connection:
             if allow_migration:

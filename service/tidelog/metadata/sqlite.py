@@ -30,10 +30,9 @@ class SqliteStore:
 
     exclusive = True
 
-    def __init__(self, path: str, connection: Connection, *, clock: Clock, executor: Executor, lock: IO[str] | None) -> None:
+    def __init__(self, path: str, connection: Connection, *, executor: Executor, lock: IO[str] | None) -> None:
         self._path = path
         self._connection = connection
-        self._clock = clock
         self._executor = executor
         self._lock = lock
         self._running: set[asyncio.Task[object]] = set()
@@ -58,7 +57,7 @@ class SqliteStore:
         try:
             self._connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
-                answer = verb(Transaction(self._connection, dialect="sqlite", clock=self._clock), *args, **kwargs)
+                answer = verb(Transaction(self._connection, dialect="sqlite"), *args, **kwargs)
                 self._connection.exec_driver_sql("COMMIT")
             except BaseException:
                 self._roll_back()
@@ -91,11 +90,11 @@ async def open_sqlite(path: str | Path, *, clock: Clock, executor: Executor) -> 
 
 def _open(path: str, clock: Clock, executor: Executor) -> SqliteStore:
     lock = None if path == IN_MEMORY else _lock(path)
-    engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=StaticPool)
+    engine = create_engine("sqlite://", creator=lambda: _connect(path, clock), poolclass=StaticPool)
     try:
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         migrate(connection)
-        return SqliteStore(path, connection, clock=clock, executor=executor, lock=lock)
+        return SqliteStore(path, connection, executor=executor, lock=lock)
     except BaseException as error:
         engine.dispose()
         if lock is not None:
@@ -132,9 +131,10 @@ def _lock(path: str) -> IO[str]:
     return lock
 
 
-def _connect(path: str) -> sqlite3.Connection:
+def _connect(path: str, clock: Clock) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
+        connection.create_function("tidelog_now_ms", 0, clock.wall_ms)  # so that leases run on the clock that was handed in
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA busy_timeout = 5000")
         journal = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]

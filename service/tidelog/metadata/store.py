@@ -10,8 +10,6 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, TextClause, text
 
-from tidelog.clock import Clock
-
 P = ParamSpec("P")
 T = TypeVar("T")
 Dialect = Literal["sqlite", "postgresql"]
@@ -21,18 +19,20 @@ ColumnType = Literal["bigint", "text"]
 class Transaction:
     """An open transaction, and what SQLite and PostgreSQL say differently."""
 
-    __slots__ = ("_clock", "connection", "dialect")
+    __slots__ = ("connection", "dialect")
 
-    def __init__(self, connection: Connection, *, dialect: Dialect, clock: Clock) -> None:
+    def __init__(self, connection: Connection, *, dialect: Dialect) -> None:
         self.connection = connection
         self.dialect: Dialect = dialect
-        self._clock = clock
+
+    @property
+    def now(self) -> str:
+        """The SQL expression for the metadata store's own time, in Unix milliseconds."""
+        return "tidelog_now_ms()" if self.dialect == "sqlite" else "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
 
     def now_ms(self) -> int:
         """Return the metadata store's own time, in Unix milliseconds."""
-        if self.dialect == "sqlite":
-            return self._clock.wall_ms()
-        (row,) = self.rows("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint) AS now_ms")
+        (row,) = self.rows(f"SELECT {self.now} AS now_ms")
         now_ms: int = row.now_ms
         return now_ms
 
