@@ -56,7 +56,9 @@ def test_every_flipped_bit_is_refused_but_those_outside_the_crc(batch: bytes) ->
         damaged = bytearray(batch)
         damaged[at] ^= 1 << (at % 8)
         if at in outside:
-            assert len(scan(damaged)) == 1
+            [header] = scan(damaged)
+            assert [r.value for r in decode(damaged)] == [b"one", b"two"]
+            assert header.crc == scan(batch)[0].crc
         else:
             with pytest.raises(CorruptBatch):
                 scan(damaged)
@@ -82,6 +84,12 @@ def test_a_lying_length_is_refused_before_it_is_used(batch: bytes, length: int) 
 def test_a_lying_header_is_refused(batch: bytes, at: int, layout: str, value: int, sentence: str) -> None:
     with pytest.raises(CorruptBatch, match=sentence):
         scan(altered(batch, at, layout, value))
+
+
+def test_more_records_than_the_bytes_can_hold_are_refused_without_decoding_one(batch: bytes) -> None:
+    lying = altered(altered(batch, 23, ">i", 999_999), 57, ">i", 1_000_000)
+    with pytest.raises(CorruptBatch, match=r"it claims 1000000 records in \d+ bytes"):
+        scan(lying)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from struct import pack_into
 from typing import Any
@@ -12,9 +14,10 @@ from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
-from tidelog.errors import CorruptBatch, InvalidRequest
-from tidelog.records.batch import COMPRESSIONS
-from tidelog.records.codec import Producer, Record, decode, decode_buffers, decode_values, encode, encode_many
+from tidelog.errors import CorruptBatch, InvalidRequest, RecordTooLarge
+from tidelog.records import codec
+from tidelog.records.batch import COMPRESSIONS, scan, stamp
+from tidelog.records.codec import Producer, Record, ValueBuffers, decode, decode_buffers, decode_values, encode, encode_many
 from tidelog.records.compression import DecompressionLimits, compress, decompress
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -43,6 +46,14 @@ def by_kafka_python(rows: list[Record], compression: str = "none") -> bytes:
     return bytes(built)
 
 
+def unbuffered(buffers: ValueBuffers) -> list[bytes | None]:
+    """Read Arrow's layout as any reader of it would."""
+    return [
+        buffers.values[start:end] if buffers.validity is None or buffers.validity[i // 8] >> (i % 8) & 1 else None
+        for i, (start, end) in enumerate(pairwise(buffers.offsets))
+    ]
+
+
 def read_by_kafka_python(batch: bytes) -> list[Any]:
     return [record for part in iter(MemoryRecords(batch).next_batch, None) for record in part]
 
@@ -61,9 +72,14 @@ def test_what_is_encoded_is_read_back_by_both(rows: list[Record], compression: s
     assert [(r.offset, r.timestamp_ms, r.key, r.value, list(r.headers)) for r in decode(batch)] == expected
     assert [(r.offset, r.timestamp, r.key, r.value, list(r.headers)) for r in read_by_kafka_python(batch)] == expected
     assert decode_values(batch) == [row.value for row in rows]
-    buffers = decode_buffers(batch)
-    found = [buffers.data[start:end] for start, end in zip(buffers.starts, buffers.ends, strict=True)]
-    assert found == [row.value or b"" for row in rows]
+    assert unbuffered(decode_buffers(batch)) == [row.value for row in rows]
+
+
+@given(rows=records, compression=st.sampled_from(COMPRESSIONS))
+@settings(max_examples=30, deadline=None)
+def test_what_an_independent_implementation_compresses_is_read(rows: list[Record], compression: str) -> None:
+    decoded = decode(by_kafka_python(rows, compression))
+    assert decoded == [row._replace(offset=index) for index, row in enumerate(rows)]
 
 
 @given(values=st.lists(st.binary(max_size=300), min_size=1, max_size=200), time=st.integers(0, TIME))
@@ -82,7 +98,8 @@ def test_uniform_columns_give_the_ordinary_bytes_at_every_width_of_a_delta(size:
     assert batch == encode([Record(value, timestamp_ms=TIME) for value in values])
     assert decode_values(batch) == values
     buffers = decode_buffers(batch)
-    assert [buffers.data[start:end] for start, end in zip(buffers.starts, buffers.ends, strict=True)] == values
+    assert buffers.validity is None
+    assert unbuffered(buffers) == values
 
 
 @given(rows=records)
@@ -138,6 +155,19 @@ def test_golden_batches_are_decoded_and_made_again(name: str) -> None:
         assert encode(expected) == stored
 
 
+def zigzag(value: int) -> bytes:
+    zigzagged: Callable[[int], bytes] = runpy.run_path(str(GOLDEN / "make_golden.py"))["zigzag"]
+    return zigzagged(value)
+
+
+def framed(batch: bytes, body: bytes) -> bytes:
+    """Return the batch with other records and a length and CRC that fit them."""
+    made = bytearray(batch[:61] + body)
+    pack_into(">i", made, 8, len(made) - 12)
+    pack_into(">I", made, 17, crc32c(bytes(made[21:])))
+    return bytes(made)
+
+
 def test_lying_records_inside_a_whole_batch_are_refused() -> None:
     good = encode_many([b"value-%02d" % n for n in range(20)], timestamps_ms=TIME)
     for at in range(61, len(good)):
@@ -150,6 +180,47 @@ def test_lying_records_inside_a_whole_batch_are_refused() -> None:
                     read(bytes(lying))
                 except CorruptBatch as error:
                     assert error.position >= 0  # noqa: PT017 - a changed value is no error, so raising is not a must
+
+
+@pytest.mark.parametrize("claimed", [0, 2, 7, -1, 2**40, -(2**40)])
+def test_a_record_at_an_offset_that_is_not_its_own_is_refused(claimed: int) -> None:
+    delta = zigzag(claimed)
+    second = bytes([0, 0]) + delta + b"\x01\x02y\x00"
+    body = b"\x0e\0\0\0\x01\x02x\0" + zigzag(len(second)) + second
+    lying = framed(encode([Record(b"x"), Record(b"y")]), body)
+    for read in (decode, decode_values, decode_buffers):
+        with pytest.raises(CorruptBatch, match="must lie between"):
+            read(lying)
+
+
+@pytest.mark.parametrize("length", [2**31, 2**62, 2**63 - 1, 2**63 - 62, 2**63 - 75])
+def test_a_length_near_the_end_of_the_number_line_is_refused(length: int) -> None:
+    for body in (b"\x0e\0\0\0\x01" + zigzag(length), b"\x0e\0\0\0\x01\x01\x02" + zigzag(length), zigzag(length) + b"\0\0\0"):
+        with pytest.raises(CorruptBatch):
+            decode(framed(encode([Record(b"x")]), body.ljust(30, b"\0")))
+
+
+def test_batches_that_compaction_thinned_out_keep_their_offsets() -> None:
+    body = b"\x0e\0\0\x04\x01\x02x\0" + b"\x0e\0\0\x0a\x01\x02y\0"
+    thinned = bytearray(framed(encode([Record(b"x"), Record(b"y")]), body))
+    pack_into(">i", thinned, 23, 6)
+    pack_into(">I", thinned, 17, crc32c(bytes(thinned[21:])))
+    stamp(thinned, scan(thinned), base_offset=100, leader_epoch=1)
+    assert [(record.offset, record.value) for record in decode(thinned)] == [(102, b"x"), (105, b"y")]
+    assert decode_values(thinned) == [b"x", b"y"]
+
+
+def test_a_batch_beyond_the_formats_length_is_refused_and_never_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_WHOLE_BATCH", 1000)
+    values = [b"x" * 100] * 20
+    encoders: list[Callable[[], bytes]] = [
+        lambda: encode([Record(value) for value in values]),
+        lambda: encode_many(values),
+        lambda: encode_many(values, keys=values),
+    ]
+    for encoder in encoders:
+        with pytest.raises(RecordTooLarge, match="make smaller batches"):
+            encoder()
 
 
 def test_two_batches_are_not_decoded_as_one() -> None:

@@ -50,6 +50,7 @@ _NOT_NOW = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     OSError,
     TimeoutError,
 )
@@ -110,9 +111,15 @@ class PostgresStore:
         committing = False
         try:
             async with engine.connect() as connection:
-                answer = await connection.run_sync(self._call, verb)
-                committing = True
-                await connection.commit()
+                try:
+                    answer = await connection.run_sync(self._call, verb)
+                    committing = True
+                    await connection.commit()
+                except DBAPIError as error:
+                    # A driver that lost its place after a dead connection is not told from a live one by the pool.
+                    if isinstance(_cause(error), asyncpg.InterfaceError | asyncpg.InternalClientError):
+                        await connection.invalidate()
+                    raise
                 return answer
         except TidelogError:
             raise
@@ -201,12 +208,7 @@ def _assert_session(connection: Any, _record: object) -> None:
 
 
 def _explained(error: Exception, settings: PostgresSettings, *, committing: bool) -> MetadataError:
-    cause: BaseException = error
-    while isinstance(cause, DBAPIError) or (type(cause).__module__.startswith("sqlalchemy.") and cause.__cause__ is not None):
-        inner = cause.__cause__ or getattr(cause, "orig", None)
-        if inner is None or inner is cause:
-            break
-        cause = inner
+    cause = _cause(error)
     place = make_url(settings.url).render_as_string(hide_password=True)
     if committing:
         return MetadataOutcomeUnknown(f"COMMIT was sent to {place}, but no answer came ({cause}); it may have happened: ask again")
@@ -233,3 +235,11 @@ def _explained(error: Exception, settings: PostgresSettings, *, committing: bool
     if isinstance(cause, _NOT_NOW):
         return MetadataUnavailable(f"the database at {place} cannot be reached ({cause or type(cause).__name__}); nothing was committed")
     return MetadataUnusable(f"the database at {place} refused a statement: {cause}")
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the driver's own error inside of SQLAlchemy's."""
+    cause: BaseException = error
+    while type(cause).__module__.startswith("sqlalchemy.") and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return cause

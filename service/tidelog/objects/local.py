@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from tidelog.clock import Clock
-from tidelog.errors import ObjectExists, ObjectNotFound, StoreError, StoreUnavailable, StoreUnusable
+from tidelog.errors import ObjectExists, ObjectNotFound, StoreError, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
 from tidelog.executors import Executor
 from tidelog.objects.store import Bytes, ObjectInfo, check_key
 from tidelog.randomness import Random, new_uuid
@@ -35,10 +35,12 @@ class DirectoryStore:
         self._clock = clock
         self._chance = chance
         self._executor = executor
+        self._synced: set[Path] = set()
+        """Folders that this process knows to be durable."""
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object once, synced with its folders. See `ObjectStore.put_new`."""
-        await self._run(key, self._put, self._path(key), parts, new_uuid(self._chance))
+        await self._run(key, self._put, key, self._path(key), parts, new_uuid(self._chance))
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object. See `ObjectStore.get_range`."""
@@ -80,23 +82,54 @@ class DirectoryStore:
         except OSError as error:
             raise _explained(error, asked, self._root) from error
 
-    def _put(self, path: Path, parts: Sequence[Bytes], unique: str) -> None:
-        _make_folders(path.parent, self._root)
+    def _put(self, key: str, path: Path, parts: Sequence[Bytes], unique: str) -> None:
+        self._prepare(path.parent)
         temporary = path.parent / f"{_TEMPORARY}{unique}"
+        linked = False
         try:
             _write(temporary, parts)
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                if not _same(path, temporary):
-                    raise ObjectExists(
-                        f"object {path.name!r} was to be written, but it holds other bytes already; choose another key"
-                    ) from None
-                _sync(path)  # an earlier attempt may have died before it was durable
+                if path.is_dir() or not _same(path, temporary):
+                    raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key") from None
+            linked = True
+            _sync(path)  # also where an earlier attempt may have died before it was durable
+            _sync(path.parent)
+        except FileNotFoundError as error:
+            raise StoreUnavailable(
+                f"object {key!r} was to be written, but its file was taken away meanwhile; it was not done: try again"
+            ) from error
+        except OSError as error:
+            if linked:  # I5: it can be seen already, and may be durable
+                raise StoreOutcomeUnknown(
+                    f"object {key!r} is written, but could not be synced ({error.strerror}); write the same again"
+                ) from error
+            raise
         finally:
             with suppress(FileNotFoundError):
                 temporary.unlink()
-        _sync(path.parent)
+
+    def _prepare(self, folder: Path) -> None:
+        """Make folders down to `folder`, each synced into its parent, whoever made it.
+
+        `root` is never made: a lost mount must be noticed.
+        """
+        if folder in self._synced and folder.is_dir():
+            return
+        if folder == self._root:
+            if not folder.is_dir():
+                raise StoreUnusable(f"the directory {str(self._root)!r} holds the objects, but it is gone; mount or make it again")
+        else:
+            self._prepare(folder.parent)
+            try:
+                folder.mkdir(exist_ok=True)
+            except FileExistsError:
+                raise StoreUnusable(
+                    f"an object was to be written below {str(folder)!r}, but that is an object itself; choose another key"
+                ) from None
+            _sync(folder.parent)
+        self._synced.add(folder)
 
     def _head(self, key: str, path: Path) -> ObjectInfo:
         stat = path.stat()
@@ -149,17 +182,6 @@ def open_directory(root: Path, *, clock: Clock, chance: Random, executor: Execut
     return DirectoryStore(root, clock=clock, chance=chance, executor=executor)
 
 
-def _make_folders(folder: Path, root: Path) -> None:
-    """Make folders down to `folder`, each synced into its parent. `root` itself is never made: a lost mount must be noticed."""
-    if folder.is_dir():
-        return
-    if folder == root:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
-    _make_folders(folder.parent, root)
-    folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
-
-
 def _write(path: Path, parts: Sequence[Bytes]) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -178,7 +200,7 @@ def _write(path: Path, parts: Sequence[Bytes]) -> None:
 def _read(path: Path, position: int, length: int) -> bytes:
     with path.open("rb") as file:
         file.seek(position)
-        return file.read(length)
+        return file.read(max(0, min(length, os.fstat(file.fileno()).st_size - position)))
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -205,6 +227,8 @@ def _explained(error: OSError, asked: str, root: Path) -> StoreError:
         return StoreUnavailable(
             f"object {asked!r} was to be written, but the disk of {str(root)!r} is full ({error.strerror}); free some space"
         )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return StoreUnavailable(f"object {asked!r}: this process has too many files open; raise its limit (ulimit -n)")
     if error.errno == errno.EIO:
         return StoreUnavailable(f"object {asked!r}: the disk of {str(root)!r} failed ({error.strerror}); look at the disk")
     return StoreUnusable(

@@ -87,10 +87,10 @@ def check_key(key: str) -> str:
         not key.isascii()
         or not key.isprintable()
         or len(key) > 1024
-        or any(part in ("", ".", "..") or part.startswith(".tmp-") for part in parts)
+        or any(part in ("", ".", "..") or part.startswith(".tmp-") or len(part) > 255 for part in parts)
     ):
         raise InvalidRequest(
             f"object key {key!r} cannot be used; keys are printable ASCII of at most 1,024 bytes; their parts"
-            " between slashes are not empty, '.' or '..', and do not begin with '.tmp-'"
+            " between slashes have at most 255, are not empty, '.' or '..', and do not begin with '.tmp-'"
         )
     return key

@@ -23,6 +23,7 @@ _BEFORE_LENGTH_ENDS = 12
 _COVERED_FROM = 21
 _LEAST_LENGTH = HEADER_BYTES - _BEFORE_LENGTH_ENDS
 _COMPRESSION_BITS = 0x07
+_LEAST_RECORD_BYTES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class BatchHeader:
     producer_epoch: int
     base_sequence: int
     record_count: int
+    crc: int
 
     @property
     def compression(self) -> str:
@@ -148,9 +150,11 @@ def _read_header(view: memoryview, position: int, end: int) -> BatchHeader:
         raise CorruptBatch(
             f"its compression is {attributes & _COMPRESSION_BITS}, but only {', '.join(COMPRESSIONS)} are known", position=position
         )
+    if not attributes & _COMPRESSION_BITS and record_count > (size - HEADER_BYTES) // _LEAST_RECORD_BYTES:
+        raise CorruptBatch(f"it claims {record_count} records in {size - HEADER_BYTES} bytes", position=position)
     return BatchHeader(
         position, size, base_offset, leader_epoch, attributes, last_offset_delta, base_timestamp_ms, max_timestamp_ms,
-        producer_id, producer_epoch, base_sequence, record_count,
+        producer_id, producer_epoch, base_sequence, record_count, crc,
     )  # fmt: skip
 
 
