@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,19 +45,29 @@ def moto_endpoint() -> Iterator[str]:
     server.wait(30)
 
 
-@pytest.fixture
-def s3_settings(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Settings:
-    """A new bucket on the server."""
+def new_bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Settings:
     import boto3
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     bucket = f"bucket-{random.SystemRandom().getrandbits(48):x}"
-    boto3.client("s3", endpoint_url=moto_endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
-    return S3Settings(bucket=bucket, prefix="pre/fix", endpoint_url=moto_endpoint)
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
+    return S3Settings(bucket=bucket, prefix="pre/fix", endpoint_url=endpoint)
 
 
-@pytest.fixture(params=["memory", "directory", "faulty", "s3"])
+@pytest.fixture
+def s3_settings(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Settings:
+    """A new bucket on the server."""
+    return new_bucket(moto_endpoint, monkeypatch)
+
+
+@pytest.fixture
+def localstack_settings(localstack_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Settings:
+    """A new bucket on LocalStack, whose host name in a bucket's address would not resolve here."""
+    return replace(new_bucket(localstack_endpoint, monkeypatch), addressing_style="path")
+
+
+@pytest.fixture(params=["memory", "directory", "faulty", "s3", pytest.param("localstack", marks=pytest.mark.localstack)])
 async def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
@@ -70,6 +81,6 @@ async def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
         elif request.param == "faulty":
             store = FaultyStore(MemoryStore(clock=clock), chance=random.Random(1), rates=FaultRates())
         else:
-            store = await open_s3(request.getfixturevalue("s3_settings"), clock=clock, chance=random.Random(1))
+            store = await open_s3(request.getfixturevalue(f"{request.param}_settings"), clock=clock, chance=random.Random(1))
         stack.push_async_callback(store.close)
         yield store

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import socket
+import struct
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,7 +13,7 @@ import pytest
 from aiohttp import ClientSession, web
 from crc32c import crc32c
 from tidelog.clock import SystemClock
-from tidelog.errors import ObjectExists, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
+from tidelog.errors import InvalidSettings, ObjectExists, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
 from tidelog.objects.s3 import S3Settings, S3Store, open_s3, probe
 
 Rule = Callable[[web.Request, Callable[[], Awaitable[web.Response]]], Awaitable[web.StreamResponse]]
@@ -222,7 +224,7 @@ async def test_a_slow_read_is_hedged_and_the_faster_answer_taken(s3_settings: S3
     async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
         return await slow(request, forward)
 
-    async with misbehaving(s3_settings, rule, hedge_after_samples=5) as store:
+    async with misbehaving(s3_settings, rule, hedge_after_samples=10) as store:
         await store.put_new("k", [b"x"])
         for _ in range(10):
             await store.get_range("k", 0, 1)
@@ -231,3 +233,187 @@ async def test_a_slow_read_is_hedged_and_the_faster_answer_taken(s3_settings: S3
         assert await store.get_range("k", 0, 1) == b"x"
         assert store.hedges == before + 1
         released.set()
+
+
+async def done_but_reset(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    await forward()
+    assert request.transport is not None
+    # Lingering for no time makes close() send RST: the client sees "connection reset", not an orderly end.
+    request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.abort()
+    return web.Response()
+
+
+def in_turn(method: str, *faults: Rule | None) -> Rule:
+    """Apply one fault after the other to the requests of a method, the last one for ever; None forwards."""
+    left = list(faults)
+
+    async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        if request.method != method:
+            return await forward()
+        fault = left.pop(0) if len(left) > 1 else left[0]
+        return await (fault(request, forward) if fault else forward())
+
+    return rule
+
+
+async def test_a_write_whose_connection_is_reset_after_it_was_sent_is_unknown(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, in_turn("PUT", done_but_reset)) as store:
+        with pytest.raises(StoreOutcomeUnknown):
+            await store.put_new("k", [b"x"])
+        assert await store.get_range("k", 0, 1) == b"x"
+
+
+async def test_a_lost_answer_is_not_forgotten_when_the_next_one_says_slow_down(s3_settings: S3Settings) -> None:
+    """One attempt of ours must be one request: a resend below us would hide the first one's outcome (I5)."""
+    rule = in_turn("PUT", done_but_cut_off, refusing(503, "SlowDown"))
+    async with misbehaving(s3_settings, rule, max_attempts=1) as store:
+        with pytest.raises(StoreOutcomeUnknown):
+            await store.put_new("k", [b"x"])
+
+
+async def test_a_lost_answer_is_not_forgotten_when_rights_are_withdrawn(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, in_turn("PUT", done_but_cut_off, refusing(403, "AccessDenied"))) as store:
+        with pytest.raises(StoreOutcomeUnknown, match=r"denied \(AccessDenied\).*an attempt before may have happened"):
+            await store.put_new("k", [b"x"])
+
+
+@pytest.mark.parametrize("hindrance", [refusing(503, "SlowDown"), refusing(403, "AccessDenied"), refusing(404, "NoSuchKey")])
+async def test_a_taken_key_that_cannot_be_looked_at_leaves_the_write_unknown(s3_settings: S3Settings, hindrance: Rule) -> None:
+    async with misbehaving(s3_settings, in_turn("HEAD", hindrance)) as store:
+        await store.put_new("k", [b"x"])
+        with pytest.raises(StoreOutcomeUnknown, match="the key is taken, and looking at what it holds failed"):
+            await store.put_new("k", [b"x"])
+
+
+async def test_a_conflict_between_two_writers_is_tried_again(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, in_turn("PUT", refusing(409, "ConditionalRequestConflict"), None)) as store:
+        await store.put_new("k", [b"x"])
+        assert await store.get_range("k", 0, 1) == b"x"
+
+
+async def test_a_server_that_never_answers_leaves_a_write_unknown(s3_settings: S3Settings) -> None:
+    async def silent(_request: web.Request, _forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    async with misbehaving(s3_settings, in_turn("PUT", silent), attempt_timeout_ms=100, max_attempts=2) as store:
+        with pytest.raises(StoreOutcomeUnknown, match=r"failed 2 times, at last with no answer within 0\.1 s"):
+            await store.put_new("k", [b"x"])
+
+
+async def test_a_cancelled_caller_does_not_stop_the_write(s3_settings: S3Settings) -> None:
+    arrived, released = asyncio.Event(), asyncio.Event()
+
+    async def held(_request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        arrived.set()
+        await released.wait()
+        return await forward()
+
+    async with misbehaving(s3_settings, in_turn("PUT", held)) as store:
+        caller = asyncio.ensure_future(store.put_new("k", [b"x"]))
+        await arrived.wait()
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        released.set()
+    reader = await open_s3(s3_settings, clock=SystemClock(), chance=random.Random(1))
+    assert caller.cancelled()
+    assert await reader.get_range("k", 0, 1) == b"x"
+    await reader.close()
+
+
+async def test_a_slow_write_is_hedged_with_the_same_key(s3_settings: S3Settings) -> None:
+    released = asyncio.Event()
+
+    async def late(_request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        await released.wait()
+        return await forward()
+
+    measured = [None] * 10
+    async with misbehaving(s3_settings, in_turn("PUT", *measured, late, None), hedge_after_samples=10) as store:
+        for number in range(10):
+            await store.put_new(f"k{number}", [b"x"])
+        await store.put_new("slow", [b"y"])
+        assert store.hedges == 1
+        assert await store.get_range("slow", 0, 1) == b"y"
+        released.set()
+
+
+async def test_of_a_hedged_write_whose_two_requests_fail_the_worse_outcome_counts(s3_settings: S3Settings) -> None:
+    hedged = asyncio.Event()
+
+    async def cut_off_after_the_hedge(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        await hedged.wait()
+        return await done_but_cut_off(request, forward)
+
+    async def slow_down(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        hedged.set()
+        return await refusing(503, "SlowDown")(request, forward)
+
+    rule = in_turn("PUT", *[None] * 10, cut_off_after_the_hedge, slow_down)
+    async with misbehaving(s3_settings, rule, hedge_after_samples=10, max_attempts=1) as store:
+        for number in range(10):
+            await store.put_new(f"k{number}", [b"x"])
+        with pytest.raises(StoreOutcomeUnknown):
+            await store.put_new("k", [b"x"])
+        assert store.hedges == 1
+
+
+async def test_a_store_that_answers_a_range_with_everything_is_refused(s3_settings: S3Settings) -> None:
+    async def everything(_request: web.Request, _forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        return web.Response(status=200, body=b"the whole object")
+
+    async with misbehaving(s3_settings, in_turn("GET", everything)) as store:
+        with pytest.raises(StoreUnusable, match="asked for a range, but all came; use a store that honours ranges"):
+            await store.get_range("k", 0, 3)
+
+
+async def test_keys_that_are_not_deleted_come_back_with_the_reason(s3_settings: S3Settings) -> None:
+    async def partly(_request: web.Request, _forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        error = f"<Error><Key>{s3_settings.prefix}/b</Key><Code>AccessDenied</Code><Message>locked</Message></Error>"
+        return web.Response(status=200, text=f"<DeleteResult>{error}</DeleteResult>", content_type="application/xml")
+
+    async with misbehaving(s3_settings, in_turn("POST", partly)) as store:
+        assert await store.delete_many(["a", "b"]) == {"b": "AccessDenied: locked"}
+
+
+async def test_a_lost_answer_to_a_delete_is_unknown(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, in_turn("POST", done_but_reset)) as store:
+        with pytest.raises(StoreOutcomeUnknown, match="DELETE of 'a and 1 more'"):
+            await store.delete_many(["a", "b"])
+
+
+async def test_the_server_keeps_our_checksum(s3_settings: S3Settings) -> None:
+    store = await open_s3(s3_settings, clock=SystemClock(), chance=random.Random(1))
+    await store.put_new("k", [b"123456789"])
+    assert (await store.head("k")).crc32c == 0xE3069283
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sentence"),
+    [
+        (403, "RequestTimeTooSkewed", "this machine's clock differs from the store's; set it right"),
+        (501, "NotImplemented", "use a store that has conditional writes"),
+        (400, "AuthorizationHeaderMalformed", "the bucket is in another region; set the region"),
+    ],
+)
+async def test_surroundings_that_must_be_mended_are_named(s3_settings: S3Settings, status: int, code: str, sentence: str) -> None:
+    async with misbehaving(s3_settings, in_turn("PUT", refusing(status, code))) as store:
+        with pytest.raises(StoreUnusable, match=sentence):
+            await store.put_new("k", [b"x"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"bucket": ""}, "its name is empty; set the bucket"),
+        ({"endpoint_url": "localhost:9000"}, "is no URL; write it with http:// or https:// in front"),
+        ({"addressing_style": "dns"}, "use path, virtual or auto"),
+        ({"max_attempts": 0}, "max_attempts is 0; it must be at least 1"),
+        ({"hedge_most_share": 5}, "hedge_most_share is 5; it is a share from 0 to 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidSettings, match=sentence):
+        S3Settings(**{"bucket": "b", **wrong})  # type: ignore[arg-type]

@@ -1,40 +1,52 @@
 """An object store in an S3-compatible bucket. The one file that knows S3.
 
-botocore's own retries are off: here every attempt's outcome is known to be *not done* or *unknown* (I5), slow ones are
-hedged past the measured p99, and waiting has full jitter.
+botocore's own retries are off: what an attempt's failure says about its outcome (I5) is decided here, in `_verdict`;
+`retries` adds it up over attempts, `hedging` sends slow requests twice.
 """
 
 import asyncio
 from base64 import b64decode, b64encode
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from aiohttp import ClientConnectorCertificateError, ClientConnectorError
+from aiohttp import ClientError as HttpError
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
-    EndpointConnectionError,
+    CredentialRetrievalError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    SSLError,
 )
 from botocore.exceptions import ConnectionError as ConnectionFailed
+from botocore.parsers import ResponseParserError
 from crc32c import crc32c
 
 from tidelog.clock import Clock
-from tidelog.errors import ObjectExists, ObjectNotFound, StoreError, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
+from tidelog.errors import InvalidSettings, ObjectExists, ObjectNotFound, StoreError, StoreUnusable
+from tidelog.objects.bodies import Upload, send_once
+from tidelog.objects.hedging import Hedger
+from tidelog.objects.retries import AttemptFailed, Patience, retried
 from tidelog.objects.store import Bytes, ObjectInfo, check_key
 from tidelog.randomness import Random, new_uuid
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
 
 T = TypeVar("T")
 
 _DELETE_AT_ONCE = 1000
-_SAMPLES = 200
+_DAMAGED_ON_THE_WAY = ("BadDigest", "InvalidDigest", "IncompleteBody", "RequestTimeout", "XAmzContentChecksumMismatch")
+"""The server says of a request that it did not come whole: not done, and worth another attempt."""
+_TOO_MANY = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "Throttling", "ThrottlingException")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,50 +62,163 @@ class S3Settings:
     addressing_style: str = "auto"
     """`path`, `virtual` or `auto`."""
     connect_timeout_ms: int = 2_000
+    read_timeout_ms: int = 15_000
+    """Limit on silence of the server within a request."""
     attempt_timeout_ms: int = 30_000
     """Limit on one request, its body included."""
     max_attempts: int = 5
+    deadline_ms: int = 60_000
+    """Limit on all attempts together and the waits between them."""
     backoff_base_ms: int = 50
     """Waits are drawn from 0 up to this, doubled with each attempt."""
     backoff_most_ms: int = 5_000
     max_connections: int = 64
     hedge_after_samples: int = 20
     """Requests of a kind that must have been measured before slow ones are hedged; 0 switches hedging off."""
+    hedge_percentile: float = 0.99
+    """A request is slow when it takes longer than this share of the recent ones, from 0 to 1."""
     hedge_most_share: float = 0.05
-    """Largest share of requests that may be sent a second time."""
+    """Largest share of requests that may be sent a second time, from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if not self.bucket:
+            raise InvalidSettings("S3 needs a bucket, but its name is empty; set the bucket")
+        if self.prefix:
+            check_key(self.prefix)
+        if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
+            raise InvalidSettings(f"S3 endpoint {self.endpoint_url!r} is no URL; write it with http:// or https:// in front")
+        if self.addressing_style not in ("path", "virtual", "auto"):
+            raise InvalidSettings(f"S3 addressing style {self.addressing_style!r} is unknown; use path, virtual or auto")
+        for name in ("connect_timeout_ms", "read_timeout_ms", "attempt_timeout_ms", "max_attempts", "deadline_ms", "max_connections"):
+            if getattr(self, name) < 1:
+                raise InvalidSettings(f"S3 setting {name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("hedge_percentile", "hedge_most_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidSettings(f"S3 setting {name} is {getattr(self, name)}; it is a share from 0 to 1")
 
 
 class S3Store:
     """Keeps objects in a bucket, below a prefix. Made by `open_s3`."""
 
-    def __init__(self, client: Any, settings: S3Settings, stack: AsyncExitStack, *, clock: Clock, chance: Random) -> None:
+    def __init__(self, client: "S3Client", settings: S3Settings, stack: AsyncExitStack, *, clock: Clock, chance: Random) -> None:
         self._client = client
         self._settings = settings
         self._stack = stack
         self._clock = clock
         self._chance = chance
         self._prefix = f"{settings.prefix}/" if settings.prefix else ""
-        self._latencies: dict[str, deque[float]] = {}
-        self._requests = 0
-        self.hedges = 0
-        """How many requests were sent a second time because the first was slow."""
+        self._puts, self._gets = (
+            Hedger(
+                after_samples=settings.hedge_after_samples,
+                percentile=settings.hedge_percentile,
+                most_share=settings.hedge_most_share,
+                clock=clock,
+            )
+            for _ in range(2)
+        )
         self._writes: set[asyncio.Task[None]] = set()
+
+    @property
+    def hedges(self) -> int:
+        """How many requests were sent a second time because the first was slow."""
+        return self._puts.hedges + self._gets.hedges
+
+    @property
+    def place(self) -> str:
+        """The bucket, prefix and endpoint, for people."""
+        return f"s3://{self._settings.bucket}/{self._settings.prefix} at {self._settings.endpoint_url or 'AWS ' + self._settings.region}"
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object once, with a checksum that the server verifies. See `ObjectStore.put_new`.
 
         Joins the parts: one copy. A cancelled caller does not stop the write (I5).
         """
-        task = asyncio.ensure_future(self._put(check_key(key), b"".join(parts)))
+        check_key(key)
+        content = b"".join(parts)
+        checksum = crc32c(content)
+
+        async def attempt() -> None:
+            if not await self._puts.run(lambda: self._put(key, content, checksum)):
+                await self._check_that_it_is_ours(key, content, checksum)
+
+        task = asyncio.ensure_future(self._retried("PUT", key, attempt, changes=True))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
         await asyncio.shield(task)
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
-        """Return part of an object, its length checked. See `ObjectStore.get_range`."""
+        """Return part of an object, its length and, where it is the whole, its checksum checked. See `ObjectStore.get_range`."""
         check_key(key)
+        return await self._retried("GET", key, lambda: self._gets.run(lambda: self._get(key, position, length)))
 
-        async def get() -> bytes:
+    async def head(self, key: str) -> ObjectInfo:
+        """Return what is known of an object. See `ObjectStore.head`."""
+        check_key(key)
+        return await self._retried("HEAD", key, lambda: self._head(key))
+
+    async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Iterate over objects, a page at a time. See `ObjectStore.list`."""
+        while True:
+            page = await self._retried("LIST", prefix, lambda after=start_after: self._page(prefix, after))  # type: ignore[misc]  # a default binds the loop's value
+            for found in page.get("Contents", ()):
+                start_after = found["Key"][len(self._prefix) :]
+                yield ObjectInfo(start_after, found["Size"], _milliseconds(found))
+            if not page.get("IsTruncated"):
+                return
+
+    async def delete_many(self, keys: Sequence[str]) -> dict[str, str]:
+        """Delete objects, a thousand a request. See `ObjectStore.delete_many`."""
+        for key in keys:
+            check_key(key)
+        refused: dict[str, str] = {}
+        for first in range(0, len(keys), _DELETE_AT_ONCE):
+            some = keys[first : first + _DELETE_AT_ONCE]
+            asked = some[0] if len(some) == 1 else f"{some[0]} and {len(some) - 1} more"
+            refused |= await self._retried("DELETE", asked, lambda some=some: self._delete(some), changes=True)  # type: ignore[misc]  # as above
+        return refused
+
+    async def close(self) -> None:
+        """Wait for writes that have begun (they have their deadline), then close all connections."""
+        if self._writes:
+            await asyncio.wait(self._writes)
+        await self._stack.aclose()
+
+    async def _put(self, key: str, content: bytes, checksum: int) -> bool:
+        """Send one conditional PUT. Returns False where the key is taken."""
+        body = Upload(content)
+        with self._translated("PUT", key, lambda: body.sent):
+            try:
+                await self._client.put_object(
+                    Bucket=self._settings.bucket,
+                    Key=self._prefix + key,
+                    Body=body,
+                    IfNoneMatch="*",
+                    ChecksumAlgorithm="CRC32C",
+                    ChecksumCRC32C=_encoded(checksum),
+                )
+            except ClientError as error:
+                if _status(error) == 412:
+                    return False
+                raise
+        return True
+
+    async def _check_that_it_is_ours(self, key: str, content: bytes, checksum: int) -> None:
+        """Return if a key that is taken holds these bytes: an earlier attempt's, whose answer was lost (I5)."""
+        try:
+            found = await self._head(key)
+            same = found.size == len(content)
+            if same and found.crc32c is not None:
+                same = found.crc32c == checksum
+            elif same and content:  # the server keeps no checksum
+                same = await self._get(key, 0, len(content)) == content
+        except (AttemptFailed, StoreError) as error:
+            # Whatever hinders the look, a write of ours may be what is there.
+            raise AttemptFailed(f"the key is taken, and looking at what it holds failed: {error}", may_happen=True) from error
+        if not same:
+            raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
+
+    async def _get(self, key: str, position: int, length: int) -> bytes:
+        with self._translated("GET", key):
             try:
                 answer = await self._client.get_object(
                     Bucket=self._settings.bucket,
@@ -106,195 +231,108 @@ class S3Store:
                     return b""
                 raise
             async with answer["Body"] as body:
+                if "ContentRange" not in answer:
+                    raise StoreUnusable(f"GET of {key!r} in {self.place} asked for a range, but all came; use a store that honours ranges")
+                total = int(answer["ContentRange"].rpartition("/")[2])
+                wanted = max(0, min(length, total - position))
+                if answer["ContentLength"] != wanted:
+                    raise AttemptFailed(f"{wanted} bytes were asked for, but {answer['ContentLength']} came", may_happen=False)
                 content: bytes = await body.read()
-            total = int(answer["ContentRange"].rpartition("/")[2]) if "ContentRange" in answer else position + answer["ContentLength"]
-            wanted = max(0, min(length, total - position))
-            promised = (
-                answer.get("ChecksumCRC32C") if (position, wanted) == (0, total) and answer.get("ChecksumType") != "COMPOSITE" else None
-            )
-            if len(content) != wanted or (promised is not None and promised != _checksum(content)):
-                raise _DamagedError(f"{wanted} bytes were promised, but {len(content)} came, or other ones than were written")
-            return content
+        promised = _checksum(answer) if wanted == total else None
+        if len(content) != wanted or promised not in (None, crc32c(content)):
+            raise AttemptFailed(f"{wanted} bytes were promised, but {len(content)} came, or other ones than were written", may_happen=False)
+        return content
 
-        return await self._attempt("GET", key, get)
-
-    async def head(self, key: str) -> ObjectInfo:
-        """Return what is known of an object. See `ObjectStore.head`."""
-        check_key(key)
-
-        async def head() -> ObjectInfo:
+    async def _head(self, key: str) -> ObjectInfo:
+        with self._translated("HEAD", key):
             answer = await self._client.head_object(Bucket=self._settings.bucket, Key=self._prefix + key, ChecksumMode="ENABLED")
-            return ObjectInfo(key, answer["ContentLength"], int(answer["LastModified"].timestamp() * 1000), _decoded(answer))
-
-        return await self._attempt("HEAD", key, head)
-
-    async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
-        """Iterate over objects, a page at a time. See `ObjectStore.list`."""
-        while True:
-            page = await self._page(prefix, start_after)
-            for found in page.get("Contents", ()):
-                start_after = found["Key"][len(self._prefix) :]
-                yield ObjectInfo(start_after, found["Size"], int(found["LastModified"].timestamp() * 1000))
-            if not page.get("IsTruncated"):
-                return
-
-    async def delete_many(self, keys: Sequence[str]) -> dict[str, str]:
-        """Delete objects, a thousand a request. See `ObjectStore.delete_many`."""
-        refused: dict[str, str] = {}
-        for first in range(0, len(keys), _DELETE_AT_ONCE):
-            some = [{"Key": self._prefix + check_key(key)} for key in keys[first : first + _DELETE_AT_ONCE]]
-
-            async def delete(some: list[dict[str, str]] = some) -> Any:
-                return await self._client.delete_objects(Bucket=self._settings.bucket, Delete={"Objects": some, "Quiet": True})
-
-            answer = await self._attempt("DELETE", f"{len(some)} objects", delete, changes=True)
-            for error in answer.get("Errors", ()):
-                refused[error["Key"][len(self._prefix) :]] = f"{error.get('Code')}: {error.get('Message')}"
-        return refused
-
-    async def close(self) -> None:
-        """Wait for writes that have begun, then close all connections."""
-        if self._writes:
-            await asyncio.wait(self._writes)
-        await self._stack.aclose()
-
-    async def _put(self, key: str, content: bytes) -> None:
-        async def put() -> bool:
-            try:
-                await self._client.put_object(
-                    Bucket=self._settings.bucket,
-                    Key=self._prefix + key,
-                    Body=content,
-                    IfNoneMatch="*",
-                    ChecksumCRC32C=_checksum(content),
-                )
-            except ClientError as error:
-                if _status(error) != 412:
-                    raise
-                return False
-            return True
-
-        if await self._attempt("PUT", key, put, changes=True):
-            return
-        # The key is taken: by an earlier attempt of ours whose answer was lost, or by other bytes (I5).
-        found = await self.head(key)
-        same = found.size == len(content)
-        if same and found.crc32c is not None:
-            same = found.crc32c == crc32c(content)
-        elif same and content:
-            same = await self.get_range(key, 0, len(content)) == content
-        if not same:
-            raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
+        return ObjectInfo(key, answer["ContentLength"], _milliseconds(answer), _checksum(answer))
 
     async def _page(self, prefix: str, start_after: str) -> Any:
-        async def page() -> Any:
-            return await self._client.list_objects_v2(
-                Bucket=self._settings.bucket,
-                Prefix=self._prefix + prefix,
-                **({"StartAfter": self._prefix + start_after} if start_after else {}),
-            )
+        after = {"StartAfter": self._prefix + start_after} if start_after else {}
+        with self._translated("LIST", prefix):
+            return await self._client.list_objects_v2(Bucket=self._settings.bucket, Prefix=self._prefix + prefix, **after)  # type: ignore[arg-type]  # unpacked
 
-        return await self._attempt("LIST", prefix, page)
+    async def _delete(self, keys: Sequence[str]) -> dict[str, str]:
+        asked: Any = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        with self._translated("DELETE", keys[0]):
+            answer = await self._client.delete_objects(Bucket=self._settings.bucket, Delete=asked)
+        return {error["Key"][len(self._prefix) :]: f"{error.get('Code')}: {error.get('Message')}" for error in answer.get("Errors", ())}
 
-    async def _attempt(self, operation: str, key: str, request: Callable[[], Awaitable[T]], *, changes: bool = False) -> T:
-        """Send a request until it is answered, or the attempts are spent."""
-        unknown = False
-        failure = ""
-        for attempt in range(self._settings.max_attempts):
-            if attempt:
-                most = min(self._settings.backoff_most_ms, self._settings.backoff_base_ms * 2**attempt)
-                await asyncio.sleep(self._chance.uniform(0, most) / 1000)
-            try:
-                return await self._hedged(operation, request)
-            except (BotoCoreError, ClientError, _DamagedError, OSError, TimeoutError) as error:
-                final = self._final(error, operation, key)
-                if final is not None:
-                    raise final from error
-                unknown = unknown or not _not_done(error)
-                failure = f"{type(error).__name__}: {error}"
-        asked = f"{operation} of {key!r} in {self._place()} failed {self._settings.max_attempts} times, at last with {failure}"
-        if changes and unknown:
-            raise StoreOutcomeUnknown(f"{asked}; it may have happened, or may happen later: send the same again")
-        raise StoreUnavailable(f"{asked}; it was not done: try again later")
+    async def _retried(self, operation: str, key: str, attempt: Callable[[], Awaitable[T]], *, changes: bool = False) -> T:
+        settings = self._settings
+        patience = Patience(
+            max_attempts=settings.max_attempts,
+            attempt_timeout_ms=settings.attempt_timeout_ms,
+            deadline_ms=settings.deadline_ms,
+            backoff_base_ms=settings.backoff_base_ms,
+            backoff_most_ms=settings.backoff_most_ms,
+        )
+        asked = f"{operation} of {key!r} in {self.place}"
+        return await retried(attempt, patience, asked=asked, changes=changes, clock=self._clock, chance=self._chance)
 
-    async def _hedged(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
-        """Send a request; when it takes longer than 99 of 100 before it, send it once more, and take the first success."""
-        self._requests += 1
-        first = asyncio.ensure_future(self._timed(operation, request))
-        tasks = {first}
+    @contextmanager
+    def _translated(self, operation: str, key: str, sent: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Raise what the caller's port knows; `sent` says whether bytes may have left before a connection failed."""
         try:
-            limit = self._p99(operation)
-            if limit is not None:
-                await asyncio.wait(tasks, timeout=limit)
-                if not first.done() and self.hedges < 1 + self._requests * self._settings.hedge_most_share:
-                    self.hedges += 1
-                    tasks.add(asyncio.ensure_future(self._timed(operation, request)))
-            waiting = set(tasks)
-            while True:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                succeeded = [task for task in done if task.exception() is None]
-                if succeeded or not waiting:
-                    return (succeeded or list(done))[0].result()
-        finally:
-            # The other one asked for the same: once one has succeeded its outcome does not matter.
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            yield
+        except (BotoCoreError, ClientError, ResponseParserError, HttpError, OSError) as error:
+            asked = f"{operation} of {key!r} in {self.place}"
+            verdict = _answered(error, asked) if isinstance(error, ClientError) else _unanswered(error, asked, sent=sent())
+            raise verdict from error
 
-    async def _timed(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
-        began = self._clock.monotonic()
-        async with asyncio.timeout(self._settings.attempt_timeout_ms / 1000):
-            answer = await request()
-        self._latencies.setdefault(operation, deque(maxlen=_SAMPLES)).append(self._clock.monotonic() - began)
-        return answer
 
-    def _p99(self, operation: str) -> float | None:
-        samples = self._latencies.get(operation, ())
-        if not self._settings.hedge_after_samples or len(samples) < self._settings.hedge_after_samples or operation not in ("PUT", "GET"):
-            return None
-        return sorted(samples)[int(len(samples) * 0.99)]
+def _answered(error: ClientError, asked: str) -> AttemptFailed | StoreError:
+    """Say what an error answer of the server means."""
+    status = _status(error)
+    code, message = (error.response.get("Error", {}).get(name, "") for name in ("Code", "Message"))
+    words = f"{code} {message} (HTTP {status})"
+    if code == "NoSuchBucket":
+        return StoreUnusable(f"{asked} was refused: there is no such bucket; make it, or name another")
+    if status == 404:
+        return ObjectNotFound(f"{asked} found nothing: there is no object of that key")
+    if code in _DAMAGED_ON_THE_WAY or code in _TOO_MANY or status in (408, 409, 429):
+        return AttemptFailed(words, may_happen=False)
+    if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        return StoreUnusable(f"{asked} was redirected ({code}: {message}); the bucket is in another region; set the region")
+    if code == "RequestTimeTooSkewed":
+        return StoreUnusable(f"{asked} was denied ({code}): this machine's clock differs from the store's; set it right")
+    if status in (401, 403):
+        return StoreUnusable(f"{asked} was denied ({code}); check the credentials and their rights on the bucket")
+    if status == 501:
+        return StoreUnusable(f"{asked} was refused: {words}; use a store that has conditional writes (If-None-Match: *)")
+    if status >= 500:
+        return AttemptFailed(words, may_happen=True)
+    return StoreUnusable(f"{asked} was refused: {words}")
 
-    def _final(self, error: Exception, operation: str, key: str) -> StoreError | None:
-        """Return what to raise where another attempt would not help; None where it may."""
-        asked = f"{operation} of {key!r} in {self._place()}"
-        if isinstance(error, NoCredentialsError | PartialCredentialsError):
-            return StoreUnusable(
-                f"{asked} needs credentials, but there are none ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
-            )
-        if not isinstance(error, ClientError):
-            return (
-                None
-                if isinstance(error, HTTPClientError | ConnectionFailed | _DamagedError | OSError | TimeoutError)
-                else StoreUnusable(f"{asked} cannot be sent: {error}")
-            )
-        status, code = _status(error), error.response.get("Error", {}).get("Code", "")
-        if code == "NoSuchBucket":
-            return StoreUnusable(f"{asked} was refused: there is no such bucket; make it, or name another")
-        if status == 404:
-            return ObjectNotFound(f"object {key!r} was asked for, but there is none of that key in {self._place()}")
-        if status in (401, 403):
-            return StoreUnusable(f"{asked} was denied ({code}); check the credentials and their rights on the bucket")
-        if status in (301, 307):
-            return StoreUnusable(f"{asked} was redirected ({code}): the bucket is in another region; set the region")
-        if (
-            status >= 500
-            or status in (408, 409, 429)
-            or code in ("BadDigest", "RequestTimeout", "InvalidDigest", "IncompleteBody", "SlowDown")
-        ):
-            return None
-        return StoreUnusable(f"{asked} was refused: {code} {error.response.get('Error', {}).get('Message', '')} (HTTP {status})")
 
-    def _place(self) -> str:
-        return f"s3://{self._settings.bucket}/{self._settings.prefix} at {self._settings.endpoint_url or 'AWS ' + self._settings.region}"
+def _unanswered(error: Exception, asked: str, *, sent: bool) -> AttemptFailed | StoreUnusable:
+    """Say what it means that no answer came, or none that can be read."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return StoreUnusable(
+            f"{asked} needs credentials, but there are none ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
+        )
+    below = getattr(error, "kwargs", {}).get("error")  # aiohttp's own error; botocore's calls a reset a failure to connect
+    if isinstance(below, ClientConnectorCertificateError):
+        return StoreUnusable(f"{asked} cannot be sent: {below}; name its authority in AWS_CA_BUNDLE")
+    never_connected = isinstance(below, ClientConnectorError) or isinstance(
+        error, ConnectTimeoutError | CredentialRetrievalError | SSLError
+    )
+    weather = (
+        HTTPClientError | ConnectionFailed | CredentialRetrievalError | IncompleteReadError | ResponseParserError | HttpError | OSError
+    )
+    if isinstance(error, weather | CredentialRetrievalError):
+        return AttemptFailed(f"{type(error).__name__}: {error}", may_happen=sent or not never_connected)
+    return StoreUnusable(f"{asked} cannot be sent: {error}")
 
 
 async def open_s3(settings: S3Settings, *, clock: Clock, chance: Random) -> S3Store:
-    """Return a store; nothing is sent yet. `probe` tells whether the bucket can be used."""
+    """Return a store; nothing is sent yet. `probe` tells whether the bucket can be used. Raises StoreUnusable."""
     secure = settings.endpoint_url is None or settings.endpoint_url.startswith("https:")
     config = AioConfig(
         retries={"total_max_attempts": 1},
         connect_timeout=settings.connect_timeout_ms / 1000,
-        read_timeout=settings.attempt_timeout_ms / 1000,
+        read_timeout=settings.read_timeout_ms / 1000,
         max_pool_connections=settings.max_connections,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -302,9 +340,13 @@ async def open_s3(settings: S3Settings, *, clock: Clock, chance: Random) -> S3St
         s3={"addressing_style": settings.addressing_style, "payload_signing_enabled": not secure},
     )
     stack = AsyncExitStack()
-    client = await stack.enter_async_context(
-        get_session().create_client("s3", region_name=settings.region, endpoint_url=settings.endpoint_url, config=config)
-    )
+    try:
+        client = await stack.enter_async_context(
+            get_session().create_client("s3", region_name=settings.region, endpoint_url=settings.endpoint_url, config=config)
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise StoreUnusable(f"no S3 client can be made of {settings}: {error}; check region, endpoint and profile") from error
+    client.meta.events.register("before-send.s3.PutObject", send_once)
     return S3Store(client, settings, stack, clock=clock, chance=chance)
 
 
@@ -318,41 +360,35 @@ async def probe(store: S3Store, *, chance: Random) -> None:
     try:
         await store.put_new(key, [b"second"])
     except ObjectExists:
-        pass
+        found = [await store.get_range(key, 0, 9), await store.get_range(key, 1, 3), await store.get_range(key, 5, 1)]
+        if found != [b"first", b"irs", b""]:
+            raise StoreUnusable(f"{store.place} gave {found} for ranges of b'first'; use a store that honours ranges") from None
     else:
         raise StoreUnusable(
-            f"{store._place()} accepted a second PUT with If-None-Match: * to one key. Tidelog would lose acknowledged"
+            f"{store.place} accepted a second PUT with If-None-Match: * to one key. Tidelog would lose acknowledged"
             " records on such a store; use one that honours conditional writes"
         )
-    found = await store.get_range(key, 1, 3)
-    if found != b"irs":
-        raise StoreUnusable(f"{store._place()} gave {found!r} for a range that holds b'irs'; use a store that honours ranges")
-    await store.delete_many([key])
-
-
-class _DamagedError(Exception):
-    """A body that is not what was promised."""
-
-
-def _not_done(error: Exception) -> bool:
-    """Say whether a failed request has certainly not been carried out, and never will be."""
-    if isinstance(error, ClientError):
-        code = error.response.get("Error", {}).get("Code", "")
-        return _status(error) < 500 or code in ("SlowDown", "ServiceUnavailable")
-    return isinstance(error, EndpointConnectionError | ConnectTimeoutError)
+    finally:
+        refused = await store.delete_many([key])
+    if refused:
+        raise StoreUnusable(f"{store.place} refused to delete {refused}; grant the right to delete below the prefix")
 
 
 def _status(error: ClientError) -> int:
-    status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
-def _checksum(content: bytes) -> str:
-    return b64encode(crc32c(content).to_bytes(4, "big")).decode()
+def _milliseconds(answer: Any) -> int:
+    return int(answer["LastModified"].timestamp() * 1000)
 
 
-def _decoded(answer: Any) -> int | None:
+def _encoded(checksum: int) -> str:
+    return b64encode(checksum.to_bytes(4, "big")).decode()
+
+
+def _checksum(answer: Any) -> int | None:
+    """Return the CRC-32C of the whole object, where the server keeps it; a composite one covers other checksums."""
     encoded = answer.get("ChecksumCRC32C")
-    if encoded is None or answer.get("ChecksumType") == "COMPOSITE":
+    if encoded is None or "-" in encoded or answer.get("ChecksumType") == "COMPOSITE":
         return None
     return int.from_bytes(b64decode(encoded), "big")
