@@ -68,6 +68,10 @@ async def test_what_is_not_there_is_said_to_be_missing(object_store: ObjectStore
         await object_store.head("nothing-here")
     await object_store.put_new("folder/object", [b"x"])
     with pytest.raises(ObjectNotFound):
+        await object_store.head("folder")
+    assert await object_store.delete_many(["folder"]) == {}
+    assert (await object_store.head("folder/object")).size == 1
+    with pytest.raises(ObjectNotFound):
         await object_store.get_range("folder", 0, 1)
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, StaticPool, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from tidelog.clock import Clock
-from tidelog.errors import MetadataError, MetadataUnavailable, MetadataUnusable
+from tidelog.errors import MetadataError, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
 from tidelog.executors import Executor
 from tidelog.metadata.migrations import migrate
 from tidelog.metadata.store import P, T, Transaction
@@ -54,21 +54,28 @@ class SqliteStore:
         await self._executor.close()
 
     def _transact(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        committing = False
         try:
             self._connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 answer = verb(Transaction(self._connection, dialect="sqlite"), *args, **kwargs)
+                committing = True
                 self._connection.exec_driver_sql("COMMIT")
             except BaseException:
                 self._roll_back()
                 raise
         except DBAPIError as error:
+            if committing and getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                # The commit may be in the file, only its sync failed: then a restart brings it back (I5).
+                raise MetadataOutcomeUnknown(
+                    f"COMMIT was sent to {self._path!r}, but its disk failed ({error.orig}); it may have happened: mend the disk and ask"
+                    " again"
+                ) from error
             raise _explained(error, self._path) from error
         return answer
 
     def _roll_back(self) -> None:
-        # A full disk or an I/O error may have rolled back already; then there is no transaction to end. COMMIT is local and
-        # synchronous: one that failed has not happened, and is undone here.
+        # A full disk or an I/O error may have rolled back already; then there is no transaction to end.
         with suppress(DBAPIError):
             self._connection.exec_driver_sql("ROLLBACK")
 

@@ -4,11 +4,13 @@ A new object is written beside its place, synced, and linked to its name, which 
 writer wins, also among processes, and nobody ever sees half an object.
 """
 
+import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import ParamSpec, TypeVar
 
 from tidelog.clock import Clock
@@ -35,12 +37,16 @@ class DirectoryStore:
         self._clock = clock
         self._chance = chance
         self._executor = executor
+        self._writes: set[asyncio.Task[None]] = set()
         self._synced: set[Path] = set()
         """Folders that this process knows to be durable."""
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object once, synced with its folders. See `ObjectStore.put_new`."""
-        await self._run(key, self._put, key, self._path(key), parts, new_uuid(self._chance))
+        task = asyncio.ensure_future(self._run(key, self._put, key, self._path(key), parts, new_uuid(self._chance)))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        await asyncio.shield(task)  # I5: a cancelled caller does not stop the write
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object. See `ObjectStore.get_range`."""
@@ -64,13 +70,15 @@ class DirectoryStore:
         refused = {}
         for key in keys:
             try:
-                await self._run(key, _delete, self._path(key))
+                await self._run(key, _delete, self._path(key), self._root)
             except StoreError as error:
                 refused[key] = str(error)
         return refused
 
     async def close(self) -> None:
         """Wait for file work that has begun."""
+        if self._writes:
+            await asyncio.wait(self._writes)
         await self._executor.close()
 
     def _path(self, key: str) -> Path:
@@ -133,6 +141,8 @@ class DirectoryStore:
 
     def _head(self, key: str, path: Path) -> ObjectInfo:
         stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return ObjectInfo(key, stat.st_size, stat.st_mtime_ns // 1_000_000)
 
     def _page(self, prefix: str, start_after: str) -> Sequence[ObjectInfo]:
@@ -215,9 +225,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _delete(path: Path) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError):
+def _delete(path: Path, root: Path) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):  # a folder is no object
         path.unlink()
+    if not root.is_dir():  # a lost mount must not pass for a deletion
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
 
 
 def _explained(error: OSError, asked: str, root: Path) -> StoreError:

@@ -38,7 +38,7 @@ class ObjectStore(Protocol):
         call has returned or raised.
 
         Raises ObjectExists (other bytes are there), StoreUnavailable (not written and never will be), StoreOutcomeUnknown, StoreUnusable.
-        A cancelled caller learns nothing: the write may still happen.
+        A cancelled caller learns nothing: the write goes on, and `parts` are still read.
         """
         ...
 
