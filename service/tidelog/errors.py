@@ -12,14 +12,21 @@
     │   ├── StoreUnavailable       not done, try again
     │   ├── StoreOutcomeUnknown    may have happened, or may happen later
     │   └── StoreUnusable          wrong bucket, credentials or guarantees: a person must act
-    └── MetadataError              the metadata store
-        ├── MetadataUnavailable    not done, try again
-        ├── MetadataOutcomeUnknown the transaction may have been committed
-        ├── MetadataUnusable       wrong settings, schema or database: a person must act
-        ├── TimeTravel             older than the bucket, or another bucket's (I11)
-        ├── Fenced                 the caller's epoch, version or generation has passed
-        ├── UnknownTopic, TopicExists, UnknownPartition
-        └── BrokerIdTaken          another live process has this broker id
+    ├── MetadataError              the metadata store
+    │   ├── MetadataUnavailable    not done, try again
+    │   ├── MetadataOutcomeUnknown the transaction may have been committed
+    │   ├── MetadataUnusable       wrong settings, schema or database: a person must act
+    │   ├── TimeTravel             older than the bucket, or another bucket's (I11)
+    │   ├── Fenced                 the caller's epoch, version or generation has passed
+    │   ├── UnknownTopic, TopicExists, UnknownPartition
+    │   └── BrokerIdTaken          another live process has this broker id
+    └── BrokerError                a broker did not do what was asked
+        ├── Throttled, Draining, NotReady   not done, try again (here later, or elsewhere)
+        ├── TimedOut               not done within the time given
+        ├── OutcomeUnknown         the append may be committed, or may become so
+        ├── ConditionFailed, OutOfOrderSequence, UnknownProducer, ProducerFenced   the leader's refusals of an append
+        ├── OffsetOutOfRange
+        └── Unauthenticated, PermissionDenied
 
 Each class knows its stable reason, its gRPC status by name, and whether the same request may be tried again.
 Messages say what was asked, what was found, and what to do. "Not done" is only ever said of what can never become
@@ -196,3 +203,101 @@ class BrokerIdTaken(MetadataError):
     def __init__(self, message: str, *, expires_in_ms: int) -> None:
         super().__init__(message)
         self.expires_in_ms = expires_in_ms
+
+
+class BrokerError(TidelogError):
+    """A broker did not do what was asked."""
+
+
+class Throttled(BrokerError):
+    """Not done: a limit of the broker is reached. Try again later, or on another broker (I10)."""
+
+    reason = "THROTTLED"
+    status = "RESOURCE_EXHAUSTED"
+    retriable = True
+
+
+class Draining(BrokerError):
+    """Not done: this broker is about to leave. Try another."""
+
+    reason = "DRAINING"
+    status = "UNAVAILABLE"
+    retriable = True
+
+
+class NotReady(BrokerError):
+    """Not done: this broker has no lease now, or the partition no leader yet. Try again, here or elsewhere."""
+
+    reason = "NOT_READY"
+    status = "UNAVAILABLE"
+    retriable = True
+
+
+class TimedOut(BrokerError):
+    """Not done within the time given, and it never will be."""
+
+    reason = "TIMED_OUT"
+    status = "DEADLINE_EXCEEDED"
+    retriable = True
+
+
+class OutcomeUnknown(BrokerError):
+    """The append may be committed, or may become so (I5). An idempotent producer may send it again as it is."""
+
+    reason = "OUTCOME_UNKNOWN"
+    status = "UNAVAILABLE"
+    retriable = True
+
+
+class ConditionFailed(BrokerError):
+    """The partition does not end where the append expected, or its fencing token is another."""
+
+    reason = "CONDITION_FAILED"
+    status = "FAILED_PRECONDITION"
+
+
+class OutOfOrderSequence(BrokerError):
+    """A sequence number that does not follow the last one of its producer."""
+
+    reason = "OUT_OF_ORDER_SEQUENCE"
+    status = "FAILED_PRECONDITION"
+
+
+class UnknownProducer(BrokerError):
+    """The partition knows nothing of this producer, which has appended here before: its state has expired."""
+
+    reason = "UNKNOWN_PRODUCER"
+    status = "FAILED_PRECONDITION"
+
+
+class ProducerFenced(BrokerError):
+    """A newer epoch of this producer has appended."""
+
+    reason = "PRODUCER_FENCED"
+    status = "FAILED_PRECONDITION"
+
+
+class OffsetOutOfRange(BrokerError):
+    """The offset is below the log start or beyond the high watermark."""
+
+    reason = "OFFSET_OUT_OF_RANGE"
+    status = "OUT_OF_RANGE"
+
+    def __init__(self, message: str, *, log_start_offset: int = -1, high_watermark: int = -1) -> None:
+        super().__init__(message)
+        self.log_start_offset = log_start_offset
+        self.high_watermark = high_watermark
+
+
+class Unauthenticated(BrokerError):
+    """No token or certificate, or one that is not known or has expired."""
+
+    reason = "UNAUTHENTICATED"
+    status = "UNAUTHENTICATED"
+
+
+class PermissionDenied(BrokerError):
+    """The caller is known, but may not do this. Says nothing about whether what was named exists."""
+
+    reason = "PERMISSION_DENIED"
+    status = "PERMISSION_DENIED"

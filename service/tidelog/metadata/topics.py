@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidelog.errors import InvalidRequest, TopicExists, UnknownTopic
-from tidelog.metadata.leadership import next_change
+from tidelog.metadata.leadership import Leadership, leadership_changes, next_change
+from tidelog.metadata.membership import Membership, membership
 from tidelog.metadata.store import Transaction
 
 
@@ -42,6 +43,18 @@ class PartitionState:
     leader_epoch: int
     log_start_offset: int
     next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogChanges:
+    """What has changed of topics, leaders and members since the versions asked about."""
+
+    version: int
+    topics: tuple[Topic, ...]
+    """Those created, altered or deleted."""
+    partitions: tuple[Leadership, ...]
+    membership: Membership | None
+    """None where it has not changed."""
 
 
 _TOPIC = "topic_id, name, partitions, retention_ms, retention_bytes, compact, created_at_ms, deleted"
@@ -135,6 +148,22 @@ def topics(tx: Transaction, *, names: Sequence[str] | None = None) -> tuple[Topi
             names=json.dumps([[name] for name in names]),
         )
     return tuple(_topic(row) for row in rows)
+
+
+def catalog_changes(tx: Transaction, *, since: int, membership_since: int) -> CatalogChanges:
+    """Return what has changed after version `since` of topics and leaders, and `membership_since` of members (0: all there is)."""
+    (cluster,) = tx.rows("SELECT membership_version FROM cluster")
+    members = membership(tx) if cluster.membership_version > membership_since else None
+    changes = leadership_changes(tx, since=since)
+    changed: Sequence[Any] = ()
+    if changes.topics:
+        changed = tx.rows(
+            f"SELECT {_TOPIC} FROM topics WHERE topic_id IN (SELECT r.topic_id FROM "
+            + tx.recordset("ids", "r", topic_id="text")
+            + ") ORDER BY deleted DESC, topic_id",
+            ids=json.dumps([[topic_id] for topic_id in changes.topics]),
+        )
+    return CatalogChanges(changes.version, tuple(_topic(row) for row in changed), changes.partitions, members)
 
 
 def partitions(tx: Transaction, *, topic_id: str) -> tuple[PartitionState, ...]:

@@ -1,0 +1,95 @@
+"""Every limit, interval and budget of a broker, in one place: name with its unit, default, range, and a sentence.
+
+Parts of a broker are given these settings and read what they need. Nothing is read from the environment or a file
+here: that is `load_settings`' business, which only the command line calls.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MIB = 1024 * 1024
+
+Milliseconds = Annotated[int, Field(ge=0, le=365 * 24 * 3600 * 1000)]
+Bytes = Annotated[int, Field(ge=0, le=1024**4)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class Settings(BaseModel):
+    """The settings of one broker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # ---- who and where
+    broker_id: str = Field("", description="Name of this broker, [a-z0-9-]{1,63}; empty: the host's name.")
+    zone: str = Field("", description="Availability zone; clients prefer brokers of their own.")
+    listen: str = Field("127.0.0.1:9595", description="Where clients connect, HOST:PORT; port 0 takes any free one.")
+    advertise: str = Field("", description="HOST:PORT that clients and brokers are told; empty: what is listened on.")
+    metrics_listen: str = Field("127.0.0.1:9596", description="Where /metrics, /livez and /readyz answer, HOST:PORT; empty: nowhere.")
+    bucket: str = Field("", description="Where segments are kept: s3://bucket/prefix, file:///directory or memory://.")
+    metadata: str = Field("", description="Metadata store: postgresql://…, sqlite:///path, or sqlite:// for one in memory.")
+
+    # ---- membership and leadership
+    lease_ms: Milliseconds = Field(10_000, ge=500, description="How long a broker is a member without renewing its lease.")
+    catalog_poll_ms: Milliseconds = Field(500, ge=10, description="How often changes of topics, leaders and members are asked for.")
+    take_over_batch_partitions: Count = Field(1000, description="How many partitions are taken over in one transaction.")
+
+    # ---- produce
+    segment_bytes: Bytes = Field(8 * MIB, ge=4096, le=256 * MIB, description="A segment is sealed when it holds this much.")
+    max_latency_ms: Milliseconds = Field(250, ge=0, le=60_000, description="How long an append waits for company at most.")
+    append_timeout_ms: Milliseconds = Field(30_000, ge=10, description="After this an append's outcome is reported, whatever it is.")
+    max_append_timeout_ms: Milliseconds = Field(300_000, ge=10, description="The longest time-out that a client may ask for.")
+    max_append_bytes: Bytes = Field(8 * MIB, ge=1024, le=64 * MIB, description="All batches of one append together.")
+    max_batch_bytes: Bytes = Field(1 * MIB, ge=1024, le=64 * MIB, description="One batch as it travels, header included.")
+    max_batch_records: Count = Field(1_000_000, description="Records of one batch.")
+    max_timestamp_skew_ms: Milliseconds = Field(24 * 3600 * 1000, description="How far a timestamp may lie ahead of the broker's clock.")
+    intake_budget_bytes: Bytes = Field(
+        128 * MIB, ge=1 * MIB, description="Appends held at once, every copy counted; beyond it they are pushed back."
+    )
+    max_uploads: Count = Field(8, le=256, description="Segments uploaded at the same time.")
+    puts_per_second: float = Field(
+        50.0, gt=0, le=100_000, description="Budget of segment uploads; when it is spent, segments wait for size or deadline."
+    )
+    max_open_sequences: Count = Field(256, description="Segments whose appends are not all answered; beyond it nothing is sealed.")
+    max_pending_references: Count = Field(100_000, description="References that wait for a commit at one leader.")
+    commit_max_partitions: Count = Field(2000, description="Partitions committed in one transaction.")
+    producer_expiry_ms: Milliseconds = Field(7 * 24 * 3600 * 1000, description="A producer's state is forgotten when unused this long.")
+    max_producers_per_partition: Count = Field(10_000, description="Idempotent producers that a partition remembers.")
+    peer_timeout_ms: Milliseconds = Field(10_000, ge=100, description="A link to another broker without an answer is made anew after this.")
+
+    # ---- consume
+    cache_bytes: Bytes = Field(64 * MIB, ge=0, description="Memory for recent and recently read batches.")
+    read_block_bytes: Bytes = Field(1 * MIB, ge=4096, le=64 * MIB, description="Cold reads ask the bucket for aligned blocks of this size.")
+    read_ahead_blocks: int = Field(4, ge=0, le=64, description="Blocks fetched ahead of a sequential reader.")
+    max_cold_reads: Count = Field(8, le=1024, description="Ranged GETs at the same time.")
+    response_bytes: Bytes = Field(256 * 1024, ge=1024, le=16 * MIB, description="A response aims at this size.")
+    follower_poll_ms: Milliseconds = Field(200, ge=5, description="Where a leader's feed is missing, its partitions are polled this often.")
+    max_subscriptions_per_stream: Count = Field(10_000, description="Partitions followed by one Consume stream.")
+    max_credit_bytes: Bytes = Field(64 * MIB, ge=1024, description="Credit that one Consume stream may hold.")
+
+    # ---- topics
+    default_partitions: Count = Field(1, le=10_000, description="Partitions of a topic that does not say.")
+    max_partitions_per_topic: Count = Field(10_000, le=100_000, description="Partitions that a topic may be given.")
+    auto_create_topics: bool = Field(False, description="Make a topic when it is first appended to.")
+    default_retention_ms: int = Field(7 * 24 * 3600 * 1000, ge=-1, description="How long records are kept; -1: for ever.")
+    default_retention_bytes: int = Field(-1, ge=-1, description="Bytes kept per partition; -1: no limit.")
+
+    # ---- server
+    max_connections: Count = Field(10_000, description="Connections at once.")
+    max_streams_per_connection: Count = Field(1000, description="Calls at once on one connection.")
+    max_message_bytes: Bytes = Field(16 * MIB, ge=64 * 1024, le=256 * MIB, description="One gRPC message.")
+    drain_timeout_ms: Milliseconds = Field(30_000, description="How long a leaving broker waits for what it has accepted.")
+    drain_propagation_ms: Milliseconds = Field(
+        1000, description="How long a draining broker goes on accepting, until balancers have noticed."
+    )
+    reflection: bool = Field(True, description="Answer gRPC server reflection.")
+    insecure: bool = Field(False, description="Allow plaintext beyond loopback.")
+    tls_certificate_file: str = Field("", description="PEM file of the server's certificate chain; read again when it changes.")
+    tls_key_file: str = Field("", description="PEM file of its private key.")
+    tls_client_ca_file: str = Field("", description="PEM file of the authorities whose client certificates are asked for (mTLS).")
+    tokens_file: str = Field("", description="YAML file of bearer tokens and their scopes; read again when it changes.")
+    peer_token: str = Field("", repr=False, description="Secret by which brokers know each other; empty: mTLS, or loopback only.")
+
+    # ---- telemetry
+    log_format: Literal["text", "json"] = Field("text", description="How telemetry is printed.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level that is printed.")
