@@ -48,7 +48,10 @@ class Settings(BaseModel):
     )
     max_uploads: Count = Field(8, le=256, description="Segments uploaded at the same time.")
     puts_per_second: float = Field(
-        50.0, gt=0, le=100_000, description="Budget of segment uploads; when it is spent, segments wait for size or deadline."
+        0,
+        ge=0,
+        le=100_000,
+        description="Budget of segment uploads; beyond it segments wait for size or latency. 0: 50 for s3://, else no limit.",
     )
     max_open_sequences: Count = Field(256, description="Segments whose appends are not all answered; beyond it nothing is sealed.")
     max_pending_references: Count = Field(100_000, description="References that wait for a commit at one leader.")
@@ -93,3 +96,8 @@ class Settings(BaseModel):
     # ---- telemetry
     log_format: Literal["text", "json"] = Field("text", description="How telemetry is printed.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level that is printed.")
+
+    @property
+    def segment_puts_per_second(self) -> float:
+        """The budget of segment uploads that is in force."""
+        return self.puts_per_second or (50.0 if self.bucket.startswith("s3:") else 100_000.0)

@@ -4,7 +4,7 @@ Good for finding one's way only. Whatever decides (who may commit, where a log e
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tidelog.errors import UnknownPartition, UnknownTopic
@@ -114,12 +114,13 @@ class Catalog:
             self._refreshing = asyncio.ensure_future(self._refresh())
         await asyncio.shield(self._refreshing)
 
-    def led_by(self, leadership: Leadership) -> None:
-        """Note a change of leadership that this broker made itself, before a poll tells."""
-        known = self._leaders.get(leadership.partition_id)
-        if known is None or leadership.leader_epoch > known.leader_epoch:
-            self._leaders[leadership.partition_id] = leadership
-            self._tell()
+    def led_by(self, leaderships: Iterable[Leadership]) -> None:
+        """Note changes of leadership that this broker made itself, before a poll tells."""
+        for leadership in leaderships:
+            known = self._leaders.get(leadership.partition_id)
+            if known is None or leadership.leader_epoch > known.leader_epoch:
+                self._leaders[leadership.partition_id] = leadership
+        self._tell()
 
     async def _refresh(self) -> None:
         changes = await self._store.run(catalog_changes, since=self._version, membership_since=self._membership.version)

@@ -56,6 +56,8 @@ class Reference:
     """The lowest number whose answer the intake still waits for."""
     tried_epoch: int
     """The highest earlier leader epoch it was sent to; 0 for none."""
+    resolved_sequence: int
+    """The intake wants no answer any more of this segment of its own, nor of any before it."""
     appends: tuple[AppendReference, ...]
 
 

@@ -59,6 +59,8 @@ class Lease:
     unbroken_since_ms: int
     now_ms: int
     membership_version: int
+    expired: int
+    """Other brokers' leases that have expired; `end_expired_epochs` may end them."""
 
 
 def initialise(tx: Transaction, *, cluster_id: str, format_version: int) -> ClusterState:
@@ -149,7 +151,8 @@ def renew_lease(tx: Transaction, *, broker_id: str, broker_epoch: int, ttl_ms: i
         "UPDATE brokers SET lease_expires_at_ms = :expires,"
         " unbroken_since_ms = CASE WHEN lease_expires_at_ms < :now THEN :now ELSE unbroken_since_ms END"
         " WHERE broker_id = :broker_id AND broker_epoch = :epoch"
-        " RETURNING unbroken_since_ms, (SELECT membership_version FROM cluster) AS membership_version",
+        " RETURNING unbroken_since_ms, (SELECT membership_version FROM cluster) AS membership_version,"
+        " (SELECT count(*) FROM brokers b WHERE b.lease_expires_at_ms < :now AND b.broker_id <> :broker_id) AS expired",
         expires=now + ttl_ms,
         now=now,
         broker_id=broker_id,
@@ -157,7 +160,7 @@ def renew_lease(tx: Transaction, *, broker_id: str, broker_epoch: int, ttl_ms: i
     )
     if not rows:
         raise _ended(broker_id, broker_epoch)
-    return Lease(now + ttl_ms, rows[0].unbroken_since_ms, now, rows[0].membership_version)
+    return Lease(now + ttl_ms, rows[0].unbroken_since_ms, now, rows[0].membership_version, rows[0].expired)
 
 
 def end_expired_epochs(tx: Transaction, *, broker_id: str, broker_epoch: int, ttl_ms: int) -> tuple[int, ...]:

@@ -1,0 +1,361 @@
+"""A broker: one process's part of the cluster, over its ports. The server drives it; a simulator can, too.
+
+Holds what outlives a broker epoch (the catalog, caches, the budget of bytes); each epoch is a `Life`.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+
+from tidelog.broker.catalog import Catalog
+from tidelog.broker.intake import Budget, TookIn
+from tidelog.broker.ledger import LedgerSession
+from tidelog.broker.life import Life
+from tidelog.broker.marker import FORMAT_VERSION, renew
+from tidelog.broker.membership import begin
+from tidelog.broker.references import AnswerReceiver, CommittedExtents, Peers
+from tidelog.broker.requests import Appended, AppendRequest
+from tidelog.clock import Clock
+from tidelog.config import Settings
+from tidelog.errors import (
+    Draining,
+    Fenced,
+    InvalidRequest,
+    MetadataOutcomeUnknown,
+    MetadataUnavailable,
+    NotReady,
+    OffsetOutOfRange,
+    TimeTravel,
+    UnknownTopic,
+)
+from tidelog.metadata import membership as members
+from tidelog.metadata import topics as topic_verbs
+from tidelog.metadata.extents import advance_log_start
+from tidelog.metadata.membership import Membership
+from tidelog.metadata.store import MetadataStore
+from tidelog.metadata.topics import PartitionState, Topic, TopicConfig
+from tidelog.objects.store import ObjectStore
+from tidelog.randomness import Random, new_uuid
+
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+
+class Broker:
+    """One broker. `run` is its life; everything else may be called while it runs."""
+
+    def __init__(
+        self, *, store: MetadataStore, bucket: ObjectStore, peers: Peers, settings: Settings, clock: Clock, chance: Random, broker_id: str,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._bucket = bucket
+        self._peers = peers
+        self._settings = settings
+        self._clock = clock
+        self._chance = chance
+        self._broker_id = broker_id
+        self._incarnation = new_uuid(chance)
+        self._cluster_id = ""
+        self._budget = Budget(settings.intake_budget_bytes)
+        self._took_in = TookIn()
+        self.catalog = Catalog(store)
+        self.catalog.on_change(self._catalog_changed)
+        self.life: Life | None = None
+        self._draining = False
+        self._refuse_from = float("inf")
+        """When to begin to refuse appends, having been asked to drain: until then balancers may still send some."""
+        self._why_not_ready = "it has not registered yet"
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Find out which cluster this is, and that bucket and metadata store belong together (I11). Raises TimeTravel."""
+        state = await self._store.run(members.initialise, cluster_id=new_uuid(self._chance), format_version=FORMAT_VERSION)
+        self._cluster_id = state.cluster_id
+        await renew(self._bucket, state)
+
+    async def run(self, *, address: str, peer_address: str) -> None:
+        """Register, serve, and come back under a new epoch whenever one has ended, until drained or cancelled.
+
+        `address` is what clients are told, `peer_address` what brokers are. Raises BrokerIdTaken, TimeTravel.
+        """
+        while not self._draining:
+            identity, lease = await begin(
+                store=self._store,
+                cluster_id=self._cluster_id,
+                broker_id=self._broker_id,
+                incarnation=self._incarnation,
+                addresses=(address, peer_address),
+                settings=self._settings,
+                clock=self._clock,
+                chance=self._chance,
+                membership_changed=self._membership_changed,
+            )
+            await self._check_epoch_is_new(identity.broker_epoch)
+            life = self.life = Life(
+                identity=identity,
+                lease=lease,
+                store=self._store,
+                bucket=self._bucket,
+                catalog=self.catalog,
+                peers=self._peers,
+                settings=self._settings,
+                clock=self._clock,
+                chance=self._chance,
+                budget=self._budget,
+                took_in=self._took_in,
+                publish=self._publish,
+            )
+            try:
+                await life.run()
+            except* Fenced:
+                self._why_not_ready = "its epoch has ended; it registers anew"
+            finally:
+                self.life = None
+            self._incarnation = new_uuid(self._chance)
+
+    async def drain_and_end(self) -> None:
+        """Leave without a loss: appends go elsewhere, what was taken is answered, partitions are handed over, the epoch ends.
+
+        Gives up waiting after `drain_timeout_ms`; what is left then is an ordinary death of a broker.
+        """
+        self._draining = True
+        life = self.life
+        if life is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
+                await self._drain(life)
+        with suppress(MetadataUnavailable, MetadataOutcomeUnknown):  # the lease then expires by itself
+            await self._store.run_reserved(members.end_epoch, broker_epoch=life.identity.broker_epoch)
+
+    async def _drain(self, life: Life) -> None:
+        with suppress(Fenced):
+            await self._store.run(members.set_draining, broker_id=self._broker_id, draining=True)
+        life.look_again()
+        if len(self.catalog.membership.brokers) > 1:
+            await asyncio.sleep(self._settings.drain_propagation_ms / 1000)
+        life.intake.drain()
+        await life.intake.drained()
+        if any(not broker.draining for broker in self.catalog.membership.brokers if broker.broker_id != self._broker_id):
+            await life.ledger.leads_nothing.wait()
+
+    async def _check_epoch_is_new(self, broker_epoch: int) -> None:
+        """Raise TimeTravel where the bucket holds segments of an epoch that SQL is only giving out now (I11)."""
+        folder = f"intake/{self._broker_id}/"
+        async for found in self._bucket.list(folder, start_after=f"{folder}{broker_epoch:010}/"):
+            raise TimeTravel(
+                f"broker {self._broker_id!r} was given epoch {broker_epoch}, but the bucket holds {found.key!r} already: this metadata"
+                " store was restored from an older copy, or is another bucket's. Nothing was written; bring back the newer database"
+            )
+
+    def _catalog_changed(self) -> None:
+        if self.life is not None:
+            self.life.leadership_changed()
+        member = self.member()
+        if member is None or not member.draining:
+            self._refuse_from = float("inf")
+        elif self._refuse_from == float("inf"):
+            self._refuse_from = self._clock.monotonic() + self._settings.drain_propagation_ms / 1000
+
+    def _membership_changed(self) -> None:
+        if self.life is not None:
+            self.life.look_again()
+
+    def _publish(self, news: CommittedExtents) -> None:
+        del news
+
+    # ---- produce
+
+    def append(self, request: AppendRequest) -> "asyncio.Future[Appended]":
+        """Take an append; what can be refused at once is raised. Cancelling the future cancels nothing (I5).
+
+        Raises UnknownTopic (ask `ensure_topic`), CorruptBatch, RecordTooLarge, Throttled, Draining, NotReady.
+        """
+        ref = self.catalog.partition(request.topic, request.partition)
+        if ref is None:
+            raise UnknownTopic(f"partition {request.partition} of topic {request.topic!r} was to be appended to, but it is not known here")
+        if self._clock.monotonic() >= self._refuse_from:
+            raise Draining("this broker was asked to drain; the append was not done: send it to another broker")
+        return self._living().intake.append(ref, request)
+
+    async def ensure_topic(self, topic: str) -> Topic:
+        """Return a topic that `append` does not know yet; make it where topics are made on first use. Raises UnknownTopic."""
+        await self.catalog.refresh()
+        found = self.catalog.topic(topic)
+        if found is not None:
+            return found
+        if not self._settings.auto_create_topics:
+            raise UnknownTopic(f"topic {topic!r} was asked for, but there is no such topic; create it, or list topics to see what there is")
+        return await self.create_topic(topic, partitions=0, config=self._default_config())
+
+    async def init_producer(self) -> tuple[int, int]:
+        """Return a new producer id, and its epoch."""
+        return await self._store.run(members.allocate_producer_ids, count=1), 0
+
+    # ---- administration
+
+    async def create_topic(self, name: str, *, partitions: int, config: TopicConfig) -> Topic:
+        """Create a topic; 0 partitions stand for the default. Raises InvalidRequest, TopicExists."""
+        _check_name(name)
+        most = self._settings.max_partitions_per_topic
+        if partitions > most:
+            raise InvalidRequest(
+                f"topic {name!r} was to get {partitions} partitions, but max_partitions_per_topic is {most}; ask for fewer"
+            )
+        topic = await self._store.run(
+            topic_verbs.create_topic,
+            topic_id=new_uuid(self._chance),
+            name=name,
+            partitions=partitions or self._settings.default_partitions,
+            config=config,
+        )
+        await self._topics_changed()
+        return topic
+
+    async def delete_topic(self, name: str) -> None:
+        """Delete a topic. Raises UnknownTopic."""
+        topic = await self._topic(name)
+        await self._store.run(topic_verbs.delete_topic, topic_id=topic.topic_id)
+        await self._topics_changed()
+
+    async def alter_topic(self, name: str, *, config: TopicConfig) -> Topic:
+        """Set what a topic keeps. Raises UnknownTopic."""
+        topic = await self._topic(name)
+        altered = await self._store.run(topic_verbs.alter_topic, topic_id=topic.topic_id, config=config)
+        await self._topics_changed()
+        return altered
+
+    async def create_partitions(self, name: str, *, partitions: int) -> Topic:
+        """Raise a topic's number of partitions. Raises UnknownTopic, InvalidRequest."""
+        most = self._settings.max_partitions_per_topic
+        if partitions > most:
+            raise InvalidRequest(
+                f"topic {name!r} was to get {partitions} partitions, but max_partitions_per_topic is {most}; ask for fewer"
+            )
+        topic = await self._topic(name)
+        grown = await self._store.run(topic_verbs.create_partitions, topic_id=topic.topic_id, partitions=partitions)
+        await self._topics_changed()
+        return grown
+
+    async def topics(self, names: Sequence[str] | None) -> Sequence[Topic]:
+        """Return the topics of these names that exist, or all; SQL is asked."""
+        return await self._store.run(topic_verbs.topics, names=names)
+
+    async def partitions(self, topic_id: str) -> Sequence[PartitionState]:
+        """Return a topic's partitions; SQL is asked."""
+        return await self._store.run(topic_verbs.partitions, topic_id=topic_id)
+
+    async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
+        """Move the log start forward (-1: to the high watermark); return it. Raises OffsetOutOfRange, UnknownTopic, UnknownPartition."""
+        ref = await self.catalog.find(topic, partition)
+        while True:
+            state = next(row for row in await self.partitions(ref.topic_id) if row.partition == partition)
+            if before_offset > state.next_offset or before_offset < -1:
+                raise OffsetOutOfRange(
+                    f"records of {topic!r}/{partition} before offset {before_offset} were to be deleted, but it holds offsets"
+                    f" {state.log_start_offset} to {state.next_offset}; name one of these, or -1 for all",
+                    log_start_offset=state.log_start_offset,
+                    high_watermark=state.next_offset,
+                )
+            to = state.next_offset if before_offset == -1 else before_offset
+            try:
+                return await self._store.run(advance_log_start, partition_id=ref.partition_id, leader_epoch=state.leader_epoch, to=to)
+            except Fenced:  # leadership has moved between the two; the log start is anybody's to move
+                continue
+
+    async def membership(self) -> Membership:
+        """Return the members; SQL is asked."""
+        return await self._store.run(members.membership)
+
+    async def led_partitions(self) -> dict[int, int]:
+        """Return how many partitions each broker epoch leads."""
+        await self.catalog.refresh()
+        counts: dict[int, int] = {}
+        for row in self.catalog.leaderships().values():
+            if row.leader_broker_epoch is not None:
+                counts[row.leader_broker_epoch] = counts.get(row.leader_broker_epoch, 0) + 1
+        return counts
+
+    async def drain(self, broker_id: str, *, undo: bool) -> tuple[bool, int]:
+        """Mark a broker as draining, or not; return whether it leads nothing any more, and how many partitions it still leads."""
+        try:
+            await self._store.run(members.set_draining, broker_id=broker_id, draining=not undo)
+        except Fenced as error:
+            raise InvalidRequest(str(error)) from error
+        if self.life is not None:
+            self.life.look_again()
+        counts = await self.led_partitions()
+        epochs = [broker.broker_epoch for broker in (await self.membership()).brokers if broker.broker_id == broker_id]
+        left = sum(counts.get(epoch, 0) for epoch in epochs)
+        return left == 0 and not undo, left
+
+    def member(self) -> members.Broker | None:
+        """Return this broker as a member; None while it has no epoch, or has not seen itself in the membership yet."""
+        return None if self.life is None else self.catalog.broker(self.life.identity.broker_epoch)
+
+    def cluster_id(self) -> str:
+        """Return the cluster's id."""
+        return self._cluster_id
+
+    # ---- other brokers
+
+    def references_from(self, writer_epoch: int, receiver: AnswerReceiver) -> LedgerSession:
+        """Open the leader's end of a link. Raises NotReady."""
+        return self._living().ledger.session(writer_epoch, receiver)
+
+    def nudge(self) -> None:
+        """Look at leadership and membership now."""
+        if self.life is not None:
+            self.life.look_again()
+
+    # ---- health
+
+    def ready(self) -> str | None:
+        """Return None where this broker takes appends, else why not, in a sentence."""
+        if self._draining:
+            return "this broker is about to leave"
+        life = self.life
+        if life is None:
+            return f"this broker is not a member: {self._why_not_ready}"
+        if not life.lease.stands():
+            return "this broker's lease could not be renewed: the metadata store does not answer"
+        member = self.member()
+        if member is None:
+            return "this broker has registered, but has not seen the membership yet"
+        if member.draining:
+            return "this broker was asked to drain"
+        return None
+
+    def _living(self) -> Life:
+        if self.life is None:
+            if self._draining:
+                raise Draining("this broker has left the cluster; nothing was done: use another broker")
+            raise NotReady(f"this broker is not a member: {self._why_not_ready}; nothing was done: try again, or try another broker")
+        return self.life
+
+    async def _topic(self, name: str) -> Topic:
+        found = await self.topics([name])
+        if not found:
+            raise UnknownTopic(f"topic {name!r} was asked for, but there is no such topic; create it, or list topics to see what there is")
+        return found[0]
+
+    async def _topics_changed(self) -> None:
+        """See one's own change at once, and tell the other brokers."""
+        await self.catalog.refresh()
+        self.nudge()
+        own = self.member()
+        for broker in self.catalog.membership.brokers:
+            if own is None or broker.broker_epoch != own.broker_epoch:
+                self._peers.nudge(broker)
+
+    def _default_config(self) -> TopicConfig:
+        return TopicConfig(self._settings.default_retention_ms, self._settings.default_retention_bytes)
+
+
+def _check_name(name: str) -> None:
+    if not _TOPIC_NAME.fullmatch(name) or name in (".", "..") or name.startswith("__"):
+        raise InvalidRequest(
+            f"topic {name!r} was to be created; a name has 1 to 249 of the characters A-Z, a-z, 0-9, '.', '_' and '-', is not '.' or '..',"
+            " and does not begin with '__'"
+        )

@@ -1,0 +1,120 @@
+"""One broker epoch: everything that a broker may do because SQL gave it this epoch, and that ends with it.
+
+Thrown away whole when the epoch has ended, so that coming back is the ordinary way to begin.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+
+from tidelog.broker.catalog import Catalog
+from tidelog.broker.intake import Budget, Intake, TookIn
+from tidelog.broker.leadership import Leadership
+from tidelog.broker.ledger import Ledger
+from tidelog.broker.membership import Lease
+from tidelog.broker.outbox import Outbox
+from tidelog.broker.references import CommittedExtents, Peers
+from tidelog.broker.uploads import Identity, Uploads
+from tidelog.clock import Clock
+from tidelog.config import Settings
+from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
+from tidelog.metadata.store import MetadataStore
+from tidelog.objects.store import ObjectStore
+from tidelog.randomness import Random
+
+_LEAST_BETWEEN_LOOKS_S = 0.01
+
+
+class Life:
+    """A broker from its registration to the end of its epoch."""
+
+    def __init__(
+        self, *, identity: Identity, lease: Lease, store: MetadataStore, bucket: ObjectStore, catalog: Catalog, peers: Peers,
+        settings: Settings, clock: Clock, chance: Random, budget: Budget, took_in: TookIn, publish: Callable[[CommittedExtents], None],
+    ) -> None:  # fmt: skip
+        self.identity = identity
+        self.lease = lease
+        self._catalog = catalog
+        self._settings = settings
+        self._chance = chance
+        self._look = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        epoch = identity.broker_epoch
+        self.ledger = Ledger(
+            store=store,
+            broker_epoch=epoch,
+            settings=settings,
+            chance=chance,
+            lease_stands=lease.stands,
+            publish=publish,
+            changed=self._ledger_changed,
+        )
+        self.leadership = Leadership(
+            broker_epoch=epoch,
+            store=store,
+            catalog=catalog,
+            ledger=self.ledger,
+            peers=peers,
+            settings=settings,
+            look_again=self.look_again,
+        )
+        uploads = Uploads(identity=identity, bucket=bucket, settings=settings, clock=clock, chance=chance, spawn=self._spawn)
+        self.intake = Intake(uploads=uploads, budget=budget, settings=settings, clock=clock, took_in=took_in, lease_stands=lease.stands)
+        self.outbox = Outbox(
+            broker_epoch=epoch,
+            catalog=catalog,
+            ledger=self.ledger,
+            peers=peers,
+            settings=settings,
+            clock=clock,
+            chance=chance,
+            resolved_sequence=lambda: self.intake.resolved_sequence,
+            lost=self.look_again,
+        )
+        self.intake.outbox = self.outbox
+
+    def look_again(self) -> None:
+        """Ask the metadata store now who is a member and who leads, rather than at the next poll."""
+        self._look.set()
+
+    async def run(self) -> None:
+        """Live until the epoch has ended: then Fenced is raised, and everything that was taken has its outcome."""
+        try:
+            async with asyncio.TaskGroup() as parts:
+                parts.create_task(self.lease.keep(lambda: self.intake.resolved_sequence))
+                parts.create_task(self.ledger.run())
+                parts.create_task(self.intake.run())
+                parts.create_task(self._watch())
+        finally:
+            self.intake.end()
+            self.ledger.end()
+            for task in self._tasks:
+                task.cancel()
+
+    def leadership_changed(self) -> None:
+        """Send what waits to the leaders that the catalog knows now."""
+        self.outbox.leadership_changed()
+
+    def _ledger_changed(self) -> None:
+        self.leadership.handed_over()
+        self.look_again()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self) -> None:
+        """Keep the catalog fresh, and leadership as the catalog says it should be."""
+        while True:
+            try:
+                await self._catalog.refresh()
+                await self.leadership.reconcile()
+            except (MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable):
+                await asyncio.sleep(self._chance.uniform(0.05, 0.2))
+                continue
+            await asyncio.sleep(_LEAST_BETWEEN_LOOKS_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.catalog_poll_ms / 1000 * self._chance.uniform(0.8, 1.2)):
+                    await self._look.wait()
+            self._look.clear()

@@ -1,0 +1,104 @@
+"""Uploads: sealed segments to the bucket, several at a time, each until it is durable or nobody waits for it any more.
+
+Uploads run concurrently, but are reported in the order of their sequences: references leave in that order (I2).
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tidelog.clock import Clock
+from tidelog.config import Settings
+from tidelog.errors import BrokerError, NotReady, ObjectExists, StoreError, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable, TimedOut
+from tidelog.objects.store import ObjectStore
+from tidelog.randomness import Random
+from tidelog.segments.format import ChunkSource, Footer, Origin, encode_intake
+from tidelog.segments.keys import IntakeKey
+
+_BACKOFF_BASE_S = 0.05
+_BACKOFF_MOST_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who writes: one life of one broker."""
+
+    cluster_id: str
+    broker_id: str
+    broker_epoch: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFailed:
+    """The upload was given up, and why. Whether the object exists does not matter: no reference to it was ever sent."""
+
+    error: BrokerError
+
+
+Report = Callable[[Footer | UploadFailed], None]
+
+
+class Uploads:
+    """Carries the segments of one broker epoch to the bucket."""
+
+    def __init__(
+        self, *, identity: Identity, bucket: ObjectStore, settings: Settings, clock: Clock, chance: Random, spawn: Callable[..., object]
+    ) -> None:
+        self._identity = identity
+        self._bucket = bucket
+        self._settings = settings
+        self._clock = clock
+        self._chance = chance
+        self._spawn = spawn
+        """Starts a task that belongs to this broker epoch."""
+        self._order: dict[int, tuple[Report, Footer | UploadFailed | None]] = {}
+        self.in_flight = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether as many uploads are under way as may be."""
+        return self.in_flight >= self._settings.max_uploads
+
+    def begin(self, sequence: int, sources: Sequence[ChunkSource], give_up_at: Callable[[], float], report: Report) -> None:
+        """Upload a segment; `report` is called once it is durable or given up, after those of all lower sequences."""
+        self.in_flight += 1
+        self._order[sequence] = (report, None)
+        self._spawn(self._run(sequence, sources, give_up_at))
+
+    async def _run(self, sequence: int, sources: Sequence[ChunkSource], give_up_at: Callable[[], float]) -> None:
+        try:
+            result = await self._upload(sequence, sources, give_up_at)
+        finally:
+            self.in_flight -= 1
+        self._order[sequence] = (self._order[sequence][0], result)
+        self._report_in_order()
+
+    def _report_in_order(self) -> None:
+        while self._order:
+            sequence = next(iter(self._order))
+            report, result = self._order[sequence]
+            if result is None:
+                return
+            del self._order[sequence]
+            report(result)
+
+    async def _upload(self, sequence: int, sources: Sequence[ChunkSource], give_up_at: Callable[[], float]) -> Footer | UploadFailed:
+        identity = self._identity
+        origin = Origin(identity.cluster_id, identity.broker_id, identity.broker_epoch, sequence, self._clock.wall_ms())
+        parts, footer = encode_intake(sources, origin)
+        key = str(IntakeKey(identity.broker_id, identity.broker_epoch, sequence, identity.incarnation))
+        backoff_s = _BACKOFF_BASE_S
+        while True:
+            try:
+                await self._bucket.put_new(key, parts)
+            except (StoreUnavailable, StoreOutcomeUnknown) as error:  # weather: the same key and bytes again (I5)
+                left_s = give_up_at() - self._clock.monotonic()
+                if left_s <= 0:
+                    return UploadFailed(TimedOut(f"the append's segment could not be uploaded in time, so it was not done: {error}"))
+                await asyncio.sleep(min(self._chance.uniform(0, backoff_s), left_s))
+                backoff_s = min(backoff_s * 2, _BACKOFF_MOST_S)
+            except (ObjectExists, StoreUnusable, StoreError) as error:
+                return UploadFailed(NotReady(f"this broker cannot write to its bucket, so the append was not done: {error}"))
+            else:
+                return footer
