@@ -1,0 +1,142 @@
+"""A seeded event loop on virtual time: one thread, no sockets, no clock of the machine.
+
+A context variable carries the incarnation of a process. Pausing it parks its callbacks; killing it moves them to a
+graveyard that is kept until the end, so that no `finally` block runs that a real kill -9 would not have run.
+"""
+
+import asyncio
+import heapq
+import random
+import zlib
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar
+from enum import Enum
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+STEP_S = 2e-6
+"""What a callback costs: so that loops of `sleep(0)` make progress."""
+
+
+class State(Enum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    DEAD = "dead"
+
+
+class Node:
+    """One incarnation of a process."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = State.RUNNING
+        self.parked: list[asyncio.Handle] = []
+        self.skew_s = 0.0
+        self.rate = 1.0
+
+
+NODE: ContextVar[Node | None] = ContextVar("node", default=None)
+
+
+def context_of(node: Node) -> Context:
+    context = Context()
+    context.run(NODE.set, node)
+    return context
+
+
+class NothingToDo(RuntimeError):
+    """No callback is ready and no timer is set: the run would wait for ever."""
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """Runs whatever is ready in a seeded order, and jumps in time when nothing is."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.chance = random.Random(seed)
+        self.now = 0.0
+        self.events = 0
+        self.trace = 0
+        self.graveyard: list[asyncio.Handle] = []
+        self._soon: list[asyncio.Handle] = []
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = 0
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._soon.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._order += 1
+        heapq.heappush(self._timers, (when, self._order, handle))
+        return handle
+
+    def resume(self, node: Node) -> None:
+        node.state = State.RUNNING
+        self._soon.extend(node.parked)
+        node.parked = []
+
+    def outside(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
+        """Do something that belongs to no process: it happens whoever is dead by then."""
+        self.call_later(delay, callback, *args, context=Context())
+
+    def _run_once(self) -> None:
+        for _ in range(1000):
+            if self._stopping:
+                return
+            while self._timers and (self._timers[0][2].cancelled() or self._timers[0][0] <= self.now):
+                handle = heapq.heappop(self._timers)[2]
+                if not handle.cancelled():
+                    self._soon.append(handle)
+            if not self._soon:
+                if not self._timers:
+                    raise NothingToDo("no callback is ready and no timer is set")
+                self.now = max(self.now, self._timers[0][0])
+                continue
+            self._step()
+
+    def _step(self) -> None:
+        # FIFO as asyncio keeps it: code may rely on the order of callbacks of one process, so only the process is drawn.
+        index = 0
+        if len(self._soon) > 1:
+            first = self._soon[int(self.chance.random() * len(self._soon))]._context.get(NODE)  # type: ignore[attr-defined]
+            index = next(i for i, each in enumerate(self._soon) if each._context.get(NODE) is first)  # type: ignore[attr-defined]
+        handle = self._soon.pop(index)
+        if handle.cancelled():
+            return
+        node = handle._context.get(NODE)  # type: ignore[attr-defined]
+        if node is not None and node.state is not State.RUNNING:
+            (node.parked if node.state is State.PAUSED else self.graveyard).append(handle)
+            return
+        self.events += 1
+        self.now += STEP_S
+        self.trace = zlib.crc32(f"{self.now:.9f}{node.name if node else ''}".encode(), self.trace)
+        handle._run()
+
+    # What BaseEventLoop asks of a loop with sockets.
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
+
+    def _write_to_self(self) -> None: ...
+
+    def _process_events(self, events: object) -> None: ...
+
+
+def run(seed: int, main: Callable[[SimLoop], Coroutine[Any, Any, T]]) -> tuple[T, SimLoop]:
+    """Run a simulation to its end."""
+    loop = SimLoop(seed)
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(main(loop)), loop
+    finally:
+        asyncio.set_event_loop(None)

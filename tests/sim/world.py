@@ -1,0 +1,381 @@
+"""A whole cluster in one process: the real brokers on virtual time, over ports that fail in every way that a network can."""
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from tidelog.broker.broker import Broker
+from tidelog.broker.references import Answer, AnswerReceiver, FeedLink, FeedReceiver, Reference, ReferenceLink
+from tidelog.config import Settings
+from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, StoreOutcomeUnknown, StoreUnavailable, TidelogError
+from tidelog.executors import InlineExecutor
+from tidelog.metadata.membership import Broker as Member
+from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
+from tidelog.metadata.store import MetadataStore
+from tidelog.objects.memory import MemoryStore
+from tidelog.objects.store import Bytes, ObjectInfo
+
+from tests.sim.history import History
+from tests.sim.loop import NODE, Node, SimLoop, State, context_of
+
+T = TypeVar("T")
+
+
+class SimClock:
+    """A process's own clock: skewed, and counting pauses."""
+
+    def __init__(self, loop: SimLoop, node: Node | None = None) -> None:
+        self._loop = loop
+        self._node = node
+
+    def monotonic(self) -> float:
+        node = self._node
+        return self._loop.now if node is None else self._loop.now * node.rate + node.skew_s
+
+    def wall_ms(self) -> int:
+        return 1_700_000_000_000 + int(self.monotonic() * 1000)
+
+
+@dataclass
+class Draw:
+    """What one seed draws: latencies in seconds, limits, and how often ports fail while they do."""
+
+    brokers: int
+    partitions: int
+    store_s: float
+    metadata_s: float
+    network_s: float
+    late_s: float
+    settings: Settings
+    calm: bool
+    faults: list[str]
+
+
+def draw(chance: random.Random) -> Draw:
+    lease_ms = chance.choice((1200, 2500, 5000))
+    kinds = ("kill", "kill all", "pause", "cut peer", "cut metadata", "cut store", "cut client", "metadata", "store", "network")
+    kinds += ("store outage", "metadata outage", "skew")
+    return Draw(
+        brokers=chance.choice((2, 3, 3, 4)),
+        partitions=chance.choice((2, 4, 6)),
+        store_s=chance.choice((0.005, 0.03, 0.2)),
+        metadata_s=chance.choice((0.001, 0.004, 0.03)),
+        network_s=chance.choice((0.0005, 0.003, 0.03)),
+        late_s=chance.choice((3.0, 15.0)),
+        settings=Settings(
+            lease_ms=lease_ms,
+            catalog_poll_ms=chance.choice((100, 400)),
+            max_latency_ms=chance.choice((10, 50, 200)),
+            append_timeout_ms=chance.choice((2000, 5000, 12_000)),
+            max_uploads=chance.choice((1, 3, 6)),
+            max_open_sequences=chance.choice((4, 60)),
+            segment_bytes=chance.choice((4096, 65536)),
+            puts_per_second=chance.choice((5, 50, 1000)),
+            peer_timeout_ms=chance.choice((300, 1000, 3000)),
+            take_over_batch_partitions=chance.choice((1, 1000)),
+            commit_max_partitions=chance.choice((1, 2000)),
+            drain_propagation_ms=100,
+        ),
+        calm=chance.random() < 0.25,
+        faults=[kind for kind in kinds if chance.random() < 0.6] or ["pause"],
+    )
+
+
+@dataclass
+class World:
+    loop: SimLoop
+    draw: Draw
+    store: MetadataStore
+    bucket: MemoryStore
+    history: History = field(default_factory=History)
+    counts: Counter[str] = field(default_factory=Counter)
+    violations: list[tuple[float, str, object]] = field(default_factory=list)
+    brokers: dict[str, "Process"] = field(default_factory=dict)
+    failing: dict[str, float] = field(default_factory=lambda: {"metadata": 0.0, "store": 0.0, "network": 0.0})
+    down_until: dict[str, float] = field(default_factory=lambda: {"metadata": 0.0, "store": 0.0})
+    cut: set[tuple[str, str]] = field(default_factory=set)
+    values: int = 0
+    ends: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def chance(self) -> random.Random:
+        return self.loop.chance
+
+    def violation(self, name: str, what: object) -> None:
+        self.violations.append((round(self.loop.now, 3), name, what))
+
+    def latency(self, median_s: float) -> float:
+        return self.chance.lognormvariate(math.log(median_s), 0.6)
+
+    def fault(self, port: str) -> str | None:
+        """Draw one of the outcomes: None (done), before, after, late."""
+        node = NODE.get()
+        if node is not None and (node.name, port) in self.cut:
+            return "before" if self.chance.random() < 0.6 else "late"
+        if self.loop.now < self.down_until.get(port, 0.0):
+            return "before"
+        if self.failing[port] and self.chance.random() < self.failing[port]:
+            outcome = self.chance.choice(("before", "after", "late"))
+            self.counts[f"{port} {outcome}"] += 1
+            return outcome
+        return None
+
+
+class SimMetadata:
+    """One metadata store for several brokers, behind a network."""
+
+    exclusive = False
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._store = world.store
+
+    async def run(self, verb: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        world = self._world
+        await asyncio.sleep(world.latency(world.draw.metadata_s))
+        outcome = world.fault("metadata")
+        if outcome == "before":
+            await asyncio.sleep(world.latency(world.draw.metadata_s) * 5)
+            raise MetadataUnavailable("simulated: not done") if world.chance.random() < 0.5 else MetadataOutcomeUnknown("simulated")
+        if outcome == "late":
+            world.loop.outside(world.chance.uniform(0.1, world.draw.late_s), self._late, verb, args, kwargs)
+            await asyncio.sleep(world.latency(world.draw.metadata_s) * 10)
+            raise MetadataOutcomeUnknown("simulated: late")
+        result = await self._store.run(verb, *args, **kwargs)
+        await asyncio.sleep(world.latency(world.draw.metadata_s) / 2)
+        if outcome == "after":
+            raise MetadataOutcomeUnknown("simulated: done, but not heard of")
+        return result
+
+    run_reserved = run
+
+    async def close(self) -> None: ...
+
+    def _late(self, verb: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        async def apply() -> None:
+            with suppress(TidelogError, DBAPIError):
+                await self._store.run(verb, *args, **kwargs)
+
+        if self._world.loop.now >= self._world.down_until["metadata"]:
+            task = self._world.loop.create_task(apply())
+            task.add_done_callback(lambda _: None)
+
+
+class SimBucket:
+    """The bucket, behind a network."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def _fault(self, late: Callable[[], object] | None = None) -> str | None:
+        world = self._world
+        await asyncio.sleep(world.latency(world.draw.store_s))
+        outcome = world.fault("store")
+        if outcome == "before" or (outcome == "late" and late is None):
+            await asyncio.sleep(0.05)
+            raise (
+                StoreUnavailable("simulated: not done") if late is None or world.chance.random() < 0.5 else StoreOutcomeUnknown("simulated")
+            )
+        if outcome == "late" and late is not None:
+            world.loop.outside(world.chance.uniform(0.1, world.draw.late_s), late)
+            await asyncio.sleep(0.5)
+            raise StoreOutcomeUnknown("simulated: late")
+        return outcome
+
+    def _later(self, work: Callable[[], Any]) -> Callable[[], object]:
+        async def apply() -> None:
+            with suppress(TidelogError):
+                await work()
+
+        return lambda: self._world.loop.create_task(apply())
+
+    async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
+        copy = [bytes(part) for part in parts]
+        outcome = await self._fault(self._later(lambda: self._world.bucket.put_new(key, copy)))
+        await self._world.bucket.put_new(key, copy)
+        if outcome == "after":
+            raise StoreOutcomeUnknown("simulated: done, but not heard of")
+
+    async def get_range(self, key: str, position: int, length: int) -> bytes:
+        if await self._fault():
+            raise StoreUnavailable("simulated: the answer was lost")
+        return await self._world.bucket.get_range(key, position, length)
+
+    async def head(self, key: str) -> ObjectInfo:
+        if await self._fault():
+            raise StoreUnavailable("simulated: the answer was lost")
+        return await self._world.bucket.head(key)
+
+    async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        if await self._fault():
+            raise StoreUnavailable("simulated: the answer was lost")
+        async for found in self._world.bucket.list(prefix, start_after=start_after):
+            yield found
+
+    async def delete_many(self, keys: Sequence[str]) -> dict[str, str]:
+        outcome = await self._fault(self._later(lambda: self._world.bucket.delete_many(keys)))
+        result = await self._world.bucket.delete_many(keys)
+        if outcome == "after":
+            raise StoreOutcomeUnknown("simulated: done, but not heard of")
+        return result
+
+    async def close(self) -> None: ...
+
+
+class Process:
+    """One incarnation of a broker."""
+
+    def __init__(self, world: World, name: str, life: int) -> None:
+        self.world = world
+        self.name = name
+        self.life = life
+        self.node = Node(name)
+        self.context = context_of(self.node)
+        self.broker: Broker = self.context.run(self._make)
+        self.task = world.loop.create_task(self._run(), context=self.context)
+        self.task.add_done_callback(self._ended)
+
+    def _make(self) -> Broker:
+        return Broker(
+            store=SimMetadata(self.world),
+            bucket=SimBucket(self.world),
+            peers=SimPeers(self.world, self),
+            settings=self.world.draw.settings,
+            clock=SimClock(self.world.loop, self.node),
+            chance=random.Random(self.world.chance.getrandbits(64)),
+            broker_id=self.name,
+        )
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.broker.start()
+                await self.broker.run(address=f"{self.name}:1", peer_address=f"{self.name}:2")
+            except TidelogError as error:
+                self.world.counts[f"restart: {error.reason}"] += 1
+                await asyncio.sleep(0.3)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.world.violation("a broker ended", repr(task.exception()))
+
+
+class SimPeers:
+    """Links between brokers: ordered, but they may break, be slow, and be cut one way."""
+
+    def __init__(self, world: World, source: Process) -> None:
+        self._world = world
+        self._source = source
+
+    def references(self, broker: Member, receiver: AnswerReceiver) -> ReferenceLink:
+        return _Link(self._world, self._source, broker.broker_id, receiver)
+
+    def feed(self, broker: Member, receiver: FeedReceiver) -> FeedLink:
+        self._world.loop.call_later(0.1, receiver.broken, context=self._source.context)
+        return _NoFeed()
+
+    def nudge(self, broker: Member) -> None:
+        target = self._world.brokers[broker.broker_id]
+        if (self._source.name, broker.broker_id) not in self._world.cut:
+            self._world.loop.call_later(self._world.latency(self._world.draw.network_s), target.broker.nudge, context=target.context)
+
+
+class _NoFeed:
+    def follow(self, partition_ids: Sequence[int]) -> None: ...
+
+    def unfollow(self, partition_ids: Sequence[int]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Link:
+    def __init__(self, world: World, source: Process, target: str, receiver: AnswerReceiver) -> None:
+        self.world = world
+        self.source = source
+        self.target = world.brokers[target]
+        self.receiver = receiver
+        self.there_at = 0.0
+        self.back_at = 0.0
+        self.closed = False
+        self.session: Any = None
+
+    def _arrival(self, after: float) -> float:
+        world = self.world
+        delay = world.latency(world.draw.network_s)
+        if world.failing["network"] and world.chance.random() < world.failing["network"]:
+            world.counts["network slow"] += 1
+            delay += world.chance.uniform(0.1, world.draw.late_s)
+        return max(after + 1e-7, world.loop.now + delay)
+
+    def _broken(self, source: str, target: str) -> bool:
+        world = self.world
+        if (source, target) in world.cut:
+            return True
+        if world.failing["network"] and world.chance.random() < world.failing["network"] * 0.3:
+            world.counts["network broken"] += 1
+            return True
+        return False
+
+    def send(self, references: Sequence[Reference]) -> None:
+        if self.closed:
+            return
+        if self._broken(self.source.name, self.target.name):
+            self.fail()
+            return
+        self.there_at = self._arrival(self.there_at)
+        self.world.loop.call_at(self.there_at, self._deliver, references, context=self.target.context)
+
+    def _deliver(self, references: Sequence[Reference]) -> None:
+        try:
+            if self.session is None:
+                self.session = self.target.broker.references_from(references[0].broker_epoch, self)
+            self.session.offer(references)
+        except TidelogError:
+            self.fail()
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Called by the leader: bring the answers back."""
+        if self._broken(self.target.name, self.source.name):
+            self.fail()
+            return
+        self.back_at = self._arrival(self.back_at)
+        self.world.loop.call_at(self.back_at, self._answered, answers, context=self.source.context)
+
+    def _answered(self, answers: Sequence[Answer]) -> None:
+        if not self.closed:
+            self.receiver.answered(answers)
+
+    def broken(self) -> None:
+        """Called by the leader: it is going."""
+        self.fail()
+
+    def fail(self) -> None:
+        if not self.closed:
+            self.closed = True
+            delay = self.world.latency(self.world.draw.network_s)
+            self.world.loop.call_later(delay, self.receiver.broken, context=self.source.context)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def open_world(loop: SimLoop) -> World:
+    clock = SimClock(loop)
+    store = await open_sqlite(IN_MEMORY, clock=clock, executor=InlineExecutor())
+    return World(loop, draw(loop.chance), store, MemoryStore(clock=clock))
+
+
+def kill(world: World, name: str) -> None:
+    world.brokers[name].node.state = State.DEAD
+
+
+def restart(world: World, name: str) -> None:
+    before = world.brokers[name]
+    if before.node.state is State.DEAD:
+        world.brokers[name] = Process(world, name, before.life + 1)
