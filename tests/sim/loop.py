@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 STEP_S = 2e-6
 """What a callback costs: so that loops of `sleep(0)` make progress."""
@@ -66,23 +67,29 @@ class SimLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._soon.append(handle)
         return handle
 
     call_soon_threadsafe = call_soon
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         return self.call_at(self.now + delay, callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._order += 1
         heapq.heappush(self._timers, (when, self._order, handle))
         return handle
 
     def resume(self, node: Node) -> None:
+        if node.state is not State.PAUSED:
+            return
         node.state = State.RUNNING
         self._soon.extend(node.parked)
         node.parked = []
@@ -93,7 +100,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         for _ in range(1000):
-            if self._stopping:
+            if self._stopping:  # type: ignore[attr-defined]
                 return
             while self._timers and (self._timers[0][2].cancelled() or self._timers[0][0] <= self.now):
                 handle = heapq.heappop(self._timers)[2]

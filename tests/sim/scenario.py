@@ -106,6 +106,8 @@ class Client:
     spoilt: bool = False
     expected: dict[int, int | None] = field(default_factory=dict)
     last_connection: dict[int, Connection] = field(default_factory=dict)
+    moved: set[int] = field(default_factory=set)
+    """Partitions whose appends of this session went over more than one connection, out of order perhaps: gaps are their own."""
 
     async def run(self, stop: float) -> None:
         world = self.world
@@ -144,6 +146,7 @@ class Client:
         self.session += 1
         self.sequences.clear()
         self.last_connection.clear()
+        self.moved.clear()
         self.spoilt = False
         return True
 
@@ -176,9 +179,9 @@ class Client:
         world.history.sends.append(send)
         batch = encode_many([b"%d" % value], producer=producer)
         request = AppendRequest(TOPIC, partition, batch, expected_next_offset=condition)
-        clean = self.last_connection.setdefault(partition, self.connection) is self.connection
-        self.last_connection[partition] = self.connection
-        await self._until_answered(send, request, clean=clean)
+        if self.last_connection.setdefault(partition, self.connection) is not self.connection:
+            self.moved.add(partition)
+        await self._until_answered(send, request)
         send.ended = world.loop.now
         world.counts[f"send {send.kind}"] += 1
         if send.kind != "ok":
@@ -186,7 +189,7 @@ class Client:
         if self.kind == "conditional":
             self.expected[partition] = send.offset + 1 if send.kind == "ok" and send.offset is not None else None
 
-    async def _until_answered(self, send: Send, request: AppendRequest, *, clean: bool) -> None:
+    async def _until_answered(self, send: Send, request: AppendRequest) -> None:
         world = self.world
         patience_s = world.draw.settings.append_timeout_ms / 1000
         end = world.loop.now + 2 * patience_s
@@ -199,7 +202,8 @@ class Client:
                 ambiguous = True
             except (ConditionFailed, OutOfOrderSequence, UnknownProducer) as error:
                 send.kind = "info" if ambiguous else "fail"
-                if clean and not ambiguous and not self.spoilt and isinstance(error, OutOfOrderSequence | UnknownProducer):
+                clean = not ambiguous and not self.spoilt and send.partition not in self.moved
+                if clean and isinstance(error, OutOfOrderSequence | UnknownProducer):
                     world.violation("false gap", (send, str(error)))
                 return
             except OutcomeUnknown:
@@ -211,7 +215,7 @@ class Client:
             else:
                 send.kind, send.offset = "ok", appended.base_offset
                 return
-            clean = False
+            self.moved.add(send.partition)
             if send.session is None and ambiguous:
                 return
             if world.loop.now > end:
@@ -308,7 +312,7 @@ def strike(world: World) -> None:
             later(chance.choice((0.01, lasts)), restart, world, victim)
     elif fault == "pause" and process.node.state is State.RUNNING:
         process.node.state = State.PAUSED
-        later(lasts, lambda: process.node.state is State.PAUSED and world.loop.resume(process.node))
+        later(lasts, world.loop.resume, process.node)
     elif fault == "cut peer":
         other = chance.choice(sorted(world.brokers))
         everyone = [(name, each) for each in sorted(world.brokers) if each != name]

@@ -59,7 +59,18 @@ class Draw:
 
 def draw(chance: random.Random) -> Draw:
     lease_ms = chance.choice((1200, 2500, 5000))
-    kinds = ("kill", "kill all", "pause", "cut peer", "cut metadata", "cut store", "cut client", "metadata", "store", "network")
+    kinds: tuple[str, ...] = (
+        "kill",
+        "kill all",
+        "pause",
+        "cut peer",
+        "cut metadata",
+        "cut store",
+        "cut client",
+        "metadata",
+        "store",
+        "network",
+    )
     kinds += ("store outage", "metadata outage", "skew")
     return Draw(
         brokers=chance.choice((2, 3, 3, 4)),
