@@ -44,10 +44,12 @@ class Connection:
     world: World
     process: Process
     arrives: float = 0.0
+    lost: bool = False
 
     async def call(self, method: Callable[[Process], Awaitable[T]], *, timeout_s: float) -> T:
         world, target = self.world, self.process
-        if (target.name, "client") in world.cut:
+        self.lost = self.lost or (target.name, "client") in world.cut
+        if self.lost:  # for good: what follows on a stream must not overtake what went missing
             await asyncio.sleep(timeout_s)
             raise NoAnswer
         self.arrives = max(self.arrives + 1e-7, world.loop.now + world.latency(world.draw.network_s))
