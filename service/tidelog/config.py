@@ -62,9 +62,14 @@ class Settings(BaseModel):
 
     # ---- consume
     cache_bytes: Bytes = Field(64 * MIB, ge=0, description="Memory for recent and recently read batches.")
+    block_cache_bytes: Bytes = Field(32 * MIB, ge=0, description="Memory for blocks of segments.")
     read_block_bytes: Bytes = Field(1 * MIB, ge=4096, le=64 * MIB, description="Cold reads ask the bucket for aligned blocks of this size.")
     read_ahead_blocks: int = Field(4, ge=0, le=64, description="Blocks fetched ahead of a sequential reader.")
-    max_cold_reads: Count = Field(8, le=1024, description="Ranged GETs at the same time.")
+    read_ahead_extents: Count = Field(64, le=4096, description="Extents of a partition that are looked up at once.")
+    max_cold_reads: Count = Field(8, le=1024, description="Ranged GETs at the same time for those who read the past.")
+    max_tail_reads: Count = Field(32, le=1024, description="Ranged GETs at the same time for what was committed just now.")
+    max_loop_lag_ms: Milliseconds = Field(20, ge=1, description="When the event loop lags by more, fewer cold reads run at once.")
+    window_extents: Count = Field(64, le=4096, description="Newest extents kept of each followed partition.")
     response_bytes: Bytes = Field(256 * 1024, ge=1024, le=16 * MIB, description="A response aims at this size.")
     follower_poll_ms: Milliseconds = Field(200, ge=5, description="Where a leader's feed is missing, its partitions are polled this often.")
     max_subscriptions_per_stream: Count = Field(10_000, description="Partitions followed by one Consume stream.")

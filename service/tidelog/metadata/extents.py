@@ -74,8 +74,13 @@ _COLUMNS = (
 _OF_E = ", ".join(f"e.{column.strip()}" for column in _COLUMNS.split(","))
 
 
-def read_extents(tx: Transaction, *, positions: Sequence[tuple[int, int]], max_extents: int) -> ExtentsRead:
+def read_extents(
+    tx: Transaction, *, positions: Sequence[tuple[int, int]], max_extents: int, max_extents_each: int | None = None
+) -> ExtentsRead:
     """Look up (partition id, offset) pairs: the extent that holds the offset and those after it, up to `max_extents` in all.
+
+    Each partition may be asked for once. `max_extents_each` limits what follows the first extent of each, so that one that
+    is far behind leaves room for the others.
 
     Bounds and extents of a partition come from one statement, so that no extent between them is ever missing (a reader
     that sees a gap below the high watermark has found a defect).
@@ -86,9 +91,12 @@ def read_extents(tx: Transaction, *, positions: Sequence[tuple[int, int]], max_e
         + " JOIN partitions p ON p.partition_id = r.partition_id"
         " LEFT JOIN extents e ON e.partition_id = r.partition_id AND e.next_offset > r.at AND e.base_offset >= coalesce("
         "(SELECT max(f.base_offset) FROM extents f WHERE f.partition_id = r.partition_id AND f.base_offset <= r.at), r.at)"
-        " ORDER BY p.partition_id, e.base_offset LIMIT :most",
+        + ("" if max_extents_each is None else " AND e.base_offset < coalesce((SELECT g.base_offset FROM extents g WHERE"
+           " g.partition_id = r.partition_id AND g.base_offset > r.at ORDER BY g.base_offset LIMIT 1 OFFSET :each), 9223372036854775807)")
+        + " ORDER BY p.partition_id, e.base_offset LIMIT :most",
         positions=json.dumps(list(positions)),
         most=max_extents + len(positions),
+        **({} if max_extents_each is None else {"each": max_extents_each}),
     )  # fmt: skip
     bounds: dict[int, tuple[int, int]] = {}
     extents: dict[int, list[Extent]] = {}

@@ -1,0 +1,89 @@
+"""How many ranged GETs run at once: those for the newest records by a fixed number, those for the past by the loop's lag too.
+
+Whoever reads the past makes work for the event loop that the tail and the produce path share. When the loop lags, fewer
+such reads run at once, down to one; when it does not, they become more again, one at a time.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tidelog.clock import Clock
+
+_LOOK_EVERY_SECONDS = 0.025
+
+
+class Slots:
+    """A semaphore whose number can change; served in the order of asking."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._allowed = most
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.busy = asyncio.Event()
+        """Set while somebody holds a slot."""
+
+    @property
+    def allowed(self) -> int:
+        """How many may be held at once now."""
+        return self._allowed
+
+    @allowed.setter
+    def allowed(self, number: int) -> None:
+        self._allowed = min(max(1, number), self.most)
+        self._grant()
+
+    @property
+    def free(self) -> int:
+        """How many could be taken now without waiting."""
+        return 0 if self._waiting else max(0, self._allowed - self._taken)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold a slot."""
+        if self.free:
+            self._taken += 1
+        else:
+            await self._queue()
+        self.busy.set()
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    async def _queue(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # the turn had come already
+                self._give_back()
+            else:
+                self._waiting.remove(turn)
+            raise
+
+    def _give_back(self) -> None:
+        self._taken -= 1
+        self._grant()
+        if not self._taken:
+            self.busy.clear()
+
+    def _grant(self) -> None:
+        while self._waiting and self._taken < self._allowed:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._taken += 1
+                turn.set_result(None)
+
+
+async def keep_pace(slots: Slots, *, clock: Clock, max_lag_seconds: float) -> None:
+    """Adapt `slots` to the event loop's lag for ever; sleeps while nobody holds one."""
+    while True:
+        await slots.busy.wait()
+        before = clock.monotonic()
+        await asyncio.sleep(_LOOK_EVERY_SECONDS)
+        lag = clock.monotonic() - before - _LOOK_EVERY_SECONDS
+        slots.allowed = slots.allowed // 2 if lag > max_lag_seconds else slots.allowed + 1
