@@ -102,10 +102,14 @@ class RecordCache:
 
     def took_in(
         self, partition_id: int, base_offset: int, leader_epoch: int, parts: Sequence[Buffer], headers: Sequence[BatchHeader]
-    ) -> None:
-        """Keep what intake took in and has seen committed at `base_offset` (I2), as it is: it is stamped if anyone reads it."""
+    ) -> int:
+        """Keep what intake took in and has seen committed at `base_offset` (I2), as it is: it is stamped if anyone reads it.
+
+        Returns the offset that follows.
+        """
         next_offset = base_offset + sum(header.record_count for header in headers)
         self._keep(partition_id, _Piece(base_offset, next_offset, leader_epoch=leader_epoch, parts=parts), tail=True)
+        return next_offset
 
     def keep(self, partition_id: int, batches: StampedBatches, *, tail: bool) -> None:
         """Keep what was read from the bucket; `tail`: it was committed just now, others will want it."""
@@ -210,7 +214,7 @@ class BlockCache:
                 if key in self._flights or self._cached(key) is not None:
                     continue
                 room = (len(self._flights) + 1) * self._block_bytes <= self._max_bytes // _PROBATION_SHARE
-                if slots.free <= len(self._flights) or not room:
+                if len(self._flights) >= slots.allowed or not room:
                     return
                 self._stats.blocks_ahead += 1
                 self._flight(key, slots, reader)

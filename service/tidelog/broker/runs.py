@@ -230,6 +230,4 @@ def check_merged(run: MergedRun, parts: Sequence[Buffer]) -> StampedBatches:
             )
         offset = header.next_offset
     view.release()
-    return StampedBatches(
-        data, headers, [h.base_offset for h in headers], base_offset=run.entries[0].offset, next_offset=run.next_offset
-    )
+    return StampedBatches(data, headers, [h.base_offset for h in headers], base_offset=run.entries[0].offset, next_offset=run.next_offset)

@@ -1,0 +1,527 @@
+"""Reading: from memory, else from the bucket by what SQL and the feeds say of extents.
+
+Nothing is ever skipped: bytes that are not what was committed, objects that are missing after asking again, and gaps
+between extents are errors. "Latest" and "out of range" are answered by SQL alone.
+"""
+
+import asyncio
+from bisect import bisect_right, insort
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import ParamSpec, Self, TypeVar
+
+from tidelog.broker.cache import BlockCache, ReadStats, RecordCache, Span
+from tidelog.broker.catalog import PartitionRef
+from tidelog.broker.feed import Feed, Followed
+from tidelog.broker.lookups import Lookups
+from tidelog.broker.pace import Slots, keep_pace
+from tidelog.broker.requests import AtTime, Bound, OffsetFound, Position, Run
+from tidelog.broker.runs import IntakeSpan, MergedRun, StampedBatches, check_merged, first_batch_bytes, plan_merged, stamp_intake
+from tidelog.clock import Clock
+from tidelog.config import Settings
+from tidelog.errors import CorruptSegment, MetadataUnavailable, MetadataUnusable, ObjectNotFound, OffsetOutOfRange
+from tidelog.executors import Executor
+from tidelog.metadata.extents import Extent, PartitionExtents, offset_for_time
+from tidelog.metadata.store import MetadataStore
+from tidelog.objects.store import ObjectStore
+from tidelog.records.batch import HEADER_BYTES, BatchHeader, Buffer, scan
+from tidelog.records.codec import decode
+from tidelog.segments.format import MAX_FOOTER_BYTES, IndexEntry, decode_footer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ATTEMPTS = 4
+"""How often metadata are read again where an object is missing, and an object where its bytes are wrong."""
+_LEAST_READ_BYTES = 64 * 1024
+"""A read of the bucket is worth at least this much."""
+_MOST_SPANS = 64
+"""Extents in one answer."""
+_OFF_LOOP_BYTES = 1024 * 1024
+"""Checking this much or more is not the event loop's work."""
+_FOOTER_BYTES = 64 * 1024
+_MOST_KNOWN_EXTENTS = 100_000
+_MOST_PLACES = 200_000
+
+
+class Reader:
+    """The reading side of a broker."""
+
+    def __init__(
+        self,
+        *,
+        metadata: MetadataStore,
+        objects: ObjectStore,
+        feed: Feed,
+        lookups: Lookups,
+        settings: Settings,
+        clock: Clock,
+        executor: Executor,
+        stats: ReadStats,
+    ) -> None:
+        self.records = RecordCache(max_bytes=settings.cache_bytes)
+        self.blocks = BlockCache(objects, block_bytes=settings.read_block_bytes, max_bytes=settings.block_cache_bytes, stats=stats)
+        self.stats = stats
+        self.feed = feed
+        self.lookups = lookups
+        self.cold = Slots(settings.max_cold_reads)
+        self.ahead = _Ahead()
+        self.segments = _Segments(
+            objects, self.blocks, cold=self.cold, tail=Slots(settings.max_tail_reads), executor=executor, settings=settings
+        )
+        self._metadata = metadata
+        self._settings = settings
+        self._clock = clock
+        self._cursors = 0
+        self._pacing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._pacing = asyncio.ensure_future(keep_pace(self.cold, clock=self._clock, max_lag_seconds=self._settings.max_loop_lag_ms / 1000))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pacing, self._pacing = self._pacing, None
+        assert pacing is not None
+        pacing.cancel()
+        await asyncio.wait([pacing])
+        await self.lookups.close()
+        await self.segments.close()
+        await self.blocks.close()
+
+    @asynccontextmanager
+    async def follow(self, ref: PartitionRef) -> AsyncIterator["PartitionCursor"]:
+        """Follow a partition while the context is open."""
+        self._cursors += 1
+        number = self._cursors
+        with self.feed.follow(ref.partition_id) as followed:
+            try:
+                yield PartitionCursor(self, ref, followed, number)
+            finally:
+                self.ahead.drop(number)
+
+    async def list_offset(self, ref: PartitionRef, position: Position) -> OffsetFound:
+        """Return the offset that a position stands for; SQL is asked."""
+        if isinstance(position, int):
+            return OffsetFound(position)
+        if isinstance(position, AtTime):
+            return await self._at_time(ref, position.timestamp_ms)
+        bounds = await self.lookups.extents(ref.partition_id, 0)
+        return OffsetFound(bounds.log_start_offset if position is Bound.EARLIEST else bounds.high_watermark)
+
+    async def _at_time(self, ref: PartitionRef, timestamp_ms: int) -> OffsetFound:
+        extent = await self._metadata.run(offset_for_time, partition_id=ref.partition_id, timestamp_ms=timestamp_ms)
+        bounds = await self.lookups.extents(ref.partition_id, 0 if extent is None else extent.base_offset)
+        if extent is None:
+            return OffsetFound(bounds.high_watermark)
+        offset = max(extent.base_offset, bounds.log_start_offset)
+        async with self.follow(ref) as cursor:
+            while True:
+                run = await cursor.read(offset, max_bytes=self._settings.response_bytes)
+                for header in scan(run.batches):
+                    if header.max_timestamp_ms < timestamp_ms:
+                        continue
+                    batch = memoryview(run.batches)[header.position : header.position + header.size]
+                    for record in await self.segments.off_loop(header.size, decode, batch):
+                        if record.timestamp_ms >= timestamp_ms and record.offset >= offset:
+                            return OffsetFound(record.offset, record.timestamp_ms)
+                if run.next_offset == offset:  # the end: the record that SQL had in mind lies below the log start
+                    return OffsetFound(offset)
+                offset = run.next_offset
+
+    def took_in(
+        self, partition_id: int, base_offset: int, leader_epoch: int, parts: Sequence[Buffer], headers: Sequence[BatchHeader]
+    ) -> None:
+        """Keep what this broker took in itself, once it is committed at `base_offset`. Parts may not change any more."""
+        next_offset = self.records.took_in(partition_id, base_offset, leader_epoch, parts, headers)
+        self.feed.reached(partition_id, next_offset)
+
+
+class PartitionCursor:
+    """One partition as a reader follows it. See `server.ports.Cursor`."""
+
+    def __init__(self, reader: Reader, ref: PartitionRef, followed: Followed, number: int) -> None:
+        self._reader = reader
+        self._ref = ref
+        self._followed = followed
+        self._number = number
+        self._expected = -1
+        """Where the last read ended: one that begins there goes on."""
+
+    async def resolve(self, position: Position) -> int:
+        """Return the offset that a position stands for now. Raises OffsetOutOfRange, MetadataUnavailable."""
+        if not isinstance(position, int):
+            return (await self._reader.list_offset(self._ref, position)).offset
+        if not self._followed.log_start_offset <= position <= self._followed.high_watermark:
+            self._check_range(await self._look_up(position), position)
+        return position
+
+    async def read(self, offset: int, *, max_bytes: int) -> Run:
+        """Return committed batches from `offset` on, about `max_bytes` of them but at least one; empty at the high watermark.
+
+        Raises OffsetOutOfRange, StoreError, MetadataError, CorruptSegment.
+        """
+        sequential = offset == self._expected
+        missing: ObjectNotFound | None = None
+        missed: Extent | None = None
+        for _ in range(_ATTEMPTS):
+            found = self._from_memory(offset, max_bytes)
+            if found is not None:
+                self._reader.stats.memory_hits += 1
+                return self._answer(*found)
+            extents, tail = await self._extents(offset)
+            if not extents:
+                return self._answer(b"", offset, offset)
+            if extents[0] == missed:
+                break  # SQL has been asked again, and says the same
+            self._reader.stats.memory_misses += 1
+            try:
+                batches = await self._load(extents, offset, max_bytes, tail=tail, sequential=sequential)
+            except ObjectNotFound as error:
+                # Merged or expired between looking up and reading: what is known of extents is of no use any more.
+                self._reader.stats.missing_objects += 1
+                missing, missed = error, extents[0]
+                self._followed.forget()
+                self._reader.ahead.drop(self._number)
+                continue
+            self._reader.records.keep(self._ref.partition_id, batches, tail=tail)
+            cut = batches.cut(offset, max_bytes=max_bytes)
+            if cut is not None:
+                return self._answer(cut.batches, cut.base_offset, cut.next_offset)
+            offset = batches.next_offset  # only a gap was left of it
+            missed = None
+        raise CorruptSegment(
+            f"partition {self._ref.partition} of topic {self._ref.topic!r} has offset {offset} in an object that is not there, also after"
+            " the metadata were read again; look whether something else deletes from the bucket",
+            position=0,
+        ) from missing
+
+    async def wait(self, offset: int) -> None:
+        """Wait until the high watermark may lie beyond `offset`."""
+        await self._followed.beyond(offset)
+
+    # ---- what is known
+
+    def _from_memory(self, offset: int, max_bytes: int) -> tuple[Buffer, int, int] | None:
+        if offset < self._followed.log_start_offset:
+            return None
+        records = self._reader.records
+        pieces: list[memoryview] = []
+        base_offset, total = -1, 0
+        while total < max_bytes:
+            batches = records.find(self._ref.partition_id, offset)
+            cut = None if batches is None else batches.cut(offset, max_bytes=max_bytes - total)
+            if batches is None or (cut is not None and pieces and total + len(cut.batches) > max_bytes):
+                break
+            if cut is None:
+                offset = batches.next_offset
+                continue
+            if not pieces:
+                base_offset = cut.base_offset
+            pieces.append(cut.batches)
+            total += len(cut.batches)
+            offset = cut.next_offset
+        if not pieces:
+            return None
+        return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), base_offset, offset
+
+    async def _extents(self, offset: int) -> tuple[Sequence[Extent], bool]:
+        """Return the extent that holds `offset` and some that follow it; none at the high watermark. And whether they are the newest."""
+        followed, ahead = self._followed, self._reader.ahead
+        if offset >= followed.log_start_offset:
+            if newest := followed.find(offset):
+                return newest, newest[0].base_offset >= followed.tail_from
+            if known := ahead.find(self._number, offset):
+                return known, False
+            if followed.known and offset == followed.high_watermark:
+                return (), True
+        found = await self._look_up(offset)
+        self._check_range(found, offset)
+        if offset == found.high_watermark:
+            return (), True
+        extents = _contiguous(found.extents)
+        if not extents or not extents[0].base_offset <= offset < extents[0].next_offset:
+            found = await self._look_up(offset)
+            self._check_range(found, offset)
+            extents = _contiguous(found.extents)
+            if not extents or not extents[0].base_offset <= offset < extents[0].next_offset:
+                raise MetadataUnusable(
+                    f"partition {self._ref.partition} of topic {self._ref.topic!r} holds offsets {found.log_start_offset} to"
+                    f" {found.high_watermark}, but no extent has offset {offset}; the metadata store has lost rows: restore it"
+                )
+        ahead.put(self._number, extents)
+        return extents, False
+
+    async def _look_up(self, offset: int) -> PartitionExtents:
+        try:
+            found = await self._reader.lookups.extents(self._ref.partition_id, offset)
+        except MetadataUnavailable as error:
+            raise MetadataUnavailable(
+                f"offset {offset} of partition {self._ref.partition} of topic {self._ref.topic!r} is not in memory, and the metadata store"
+                f" does not answer where it lies ({error}); try again"
+            ) from error
+        self._reader.feed.looked_up(found)
+        return found
+
+    def _check_range(self, found: PartitionExtents, offset: int) -> None:
+        if not found.log_start_offset <= offset <= found.high_watermark:
+            raise OffsetOutOfRange(
+                f"offset {offset} of partition {self._ref.partition} of topic {self._ref.topic!r} was asked for, but it has offsets"
+                f" {found.log_start_offset} to {found.high_watermark}; choose one of them, or begin at the earliest or latest",
+                log_start_offset=found.log_start_offset,
+                high_watermark=found.high_watermark,
+            )
+
+    # ---- from the bucket
+
+    async def _load(self, extents: Sequence[Extent], offset: int, max_bytes: int, *, tail: bool, sequential: bool) -> StampedBatches:
+        segments = self._reader.segments
+        want = max(max_bytes, _LEAST_READ_BYTES)
+        extents = extents[: _MOST_SPANS + 1]
+        keys = await self._reader.lookups.keys(self._ref, extents)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                if extents[0].level:
+                    return await segments.merged(extents[0], keys[0], offset, want, tail=tail, sequential=sequential, reader=self._number)
+                return await segments.intake(extents, keys, offset, want, tail=tail, sequential=sequential, reader=self._number)
+            except CorruptSegment:
+                self._reader.stats.corrupt_reads += 1
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _answer(self, batches: Buffer, base_offset: int, next_offset: int) -> Run:
+        self._expected = next_offset
+        self._reader.feed.reached(self._ref.partition_id, next_offset)
+        return Run(batches, base_offset, next_offset, self._followed.high_watermark, self._followed.log_start_offset)
+
+
+class _Segments:
+    """Reads extents of segments: bytes from the block cache, checked, stamped."""
+
+    def __init__(
+        self, objects: ObjectStore, blocks: BlockCache, *, cold: Slots, tail: Slots, executor: Executor, settings: Settings
+    ) -> None:
+        self._indexes = _Indexes(objects)
+        self._blocks = blocks
+        self._slots = {False: cold, True: tail}
+        self._executor = executor
+        self._ahead_bytes = settings.read_ahead_blocks * settings.read_block_bytes
+        self._places = _Places()
+
+    async def close(self) -> None:
+        """Give up all that is on its way."""
+        await self._indexes.close()
+
+    async def off_loop(self, size: int, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do work on `size` bytes: here where they are few, by the executor where the event loop would wait for it."""
+        if size < _OFF_LOOP_BYTES:
+            return work(*args, **kwargs)
+        return await self._executor.run(work, *args, **kwargs)
+
+    async def intake(
+        self, extents: Sequence[Extent], keys: Sequence[str], offset: int, want: int, *, tail: bool, sequential: bool, reader: int
+    ) -> StampedBatches:
+        """Return about `want` bytes of batches from the one that holds `offset` on, of intake segments' extents that follow one another."""
+        least = HEADER_BYTES
+        while True:
+            spans = self._plan(extents, keys, offset, max(want, least))
+            places = [Span(span.key, span.position, span.length) for span in spans]
+            parts = await self._blocks.read(places, slots=self._slots[tail], reader=reader)
+            if sequential and not tail:
+                self._fetch_ahead(spans[-1], extents, keys, reader)
+            try:
+                stamped = await self.off_loop(sum(span.length for span in spans), stamp_intake, spans, parts)
+                if stamped is None:
+                    least = self._first_batch(spans[0], parts[0])
+                    continue
+            except CorruptSegment:
+                self._blocks.forget(places)
+                raise
+            batches, end_position = stamped
+            if not spans[-1].whole:
+                self._places.note(spans[-1].extent, batches.next_offset, end_position)
+            if batches.next_offset > offset:
+                return batches
+
+    def _plan(self, extents: Sequence[Extent], keys: Sequence[str], offset: int, want: int) -> list[IntakeSpan]:
+        spans: list[IntakeSpan] = []
+        total = 0
+        for extent, key in zip(extents[:_MOST_SPANS], keys, strict=False):
+            if extent.level or total >= want:
+                break
+            at, position = self._places.before(extent, offset)
+            length = min(extent.position + extent.length - position, max(want - total, HEADER_BYTES))
+            spans.append(IntakeSpan(extent, key, at, position, length))
+            total += length
+            if not spans[-1].whole:
+                break
+        return spans
+
+    def _first_batch(self, span: IntakeSpan, parts: Sequence[memoryview]) -> int:
+        """Return how many bytes the first batch needs, more than were read."""
+        bytes_needed = first_batch_bytes(b"".join(parts))
+        if bytes_needed > span.extent.position + span.extent.length - span.position:
+            raise CorruptSegment(f"{span.key}: a batch claims {bytes_needed} bytes, more than its extent has left", position=span.position)
+        return bytes_needed
+
+    def _fetch_ahead(self, last: IntakeSpan, extents: Sequence[Extent], keys: Sequence[str], reader: int) -> None:
+        room = self._ahead_bytes
+        spans: list[Span] = []
+        begun = False
+        for extent, key in zip(extents, keys, strict=False):
+            if extent.level or room <= 0:
+                break
+            start = extent.position
+            if extent == last.extent:
+                begun, start = True, last.position + last.length
+            length = min(extent.position + extent.length - start, room)
+            if begun and length > 0:
+                spans.append(Span(key, start, length))
+                room -= length
+        self._blocks.fetch_ahead(spans, slots=self._slots[False], reader=reader)
+
+    async def merged(
+        self, extent: Extent, key: str, offset: int, want: int, *, tail: bool, sequential: bool, reader: int
+    ) -> StampedBatches:
+        """Return about `want` bytes of batches from the one that holds `offset` on, of a merged segment's extent."""
+        index = await self._indexes.of(extent, key, slots=self._slots[tail])
+        run = plan_merged(extent, key, index, offset, max_bytes=want)
+        place = Span(key, run.position, run.length)
+        [parts] = await self._blocks.read([place], slots=self._slots[tail], reader=reader)
+        if sequential and not tail:
+            self._merged_ahead(run, reader)
+        try:
+            return await self.off_loop(run.length, check_merged, run, parts)
+        except CorruptSegment:
+            self._blocks.forget([place])
+            raise
+
+    def _merged_ahead(self, run: MergedRun, reader: int) -> None:
+        length = min(run.extent.position + run.extent.length - run.end, self._ahead_bytes)
+        if length > 0:
+            self._blocks.fetch_ahead([Span(run.key, run.end, length)], slots=self._slots[False], reader=reader)
+
+
+class _Indexes:
+    """Sparse indexes of merged segments, bounded by entries; each is read once however many want it."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        self._known: OrderedDict[str, Sequence[IndexEntry]] = OrderedDict()
+        self._entries = 0
+        self._flights: dict[str, asyncio.Task[Sequence[IndexEntry]]] = {}
+
+    async def of(self, extent: Extent, key: str, *, slots: Slots) -> Sequence[IndexEntry]:
+        """Return the index of the merged segment that holds `extent`."""
+        if (index := self._known.get(key)) is not None:
+            self._known.move_to_end(key)
+            return index
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.ensure_future(self._fetch(extent, key, slots))
+            flight.add_done_callback(lambda done: self._landed(key, done))
+        return await asyncio.shield(flight)
+
+    async def close(self) -> None:
+        """Give up all that is on its way."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        if flights:
+            await asyncio.wait(flights)
+
+    def _landed(self, key: str, flight: asyncio.Task[Sequence[IndexEntry]]) -> None:
+        del self._flights[key]
+        if not flight.cancelled():
+            flight.exception()  # whoever waited has it
+
+    async def _fetch(self, extent: Extent, key: str, slots: Slots) -> Sequence[IndexEntry]:
+        """Read the footer: it follows the extent, which is the only one of its object, and goes to the object's end."""
+        end = extent.position + extent.length
+        tail = bytearray()
+        async with slots.slot():
+            while len(tail) <= MAX_FOOTER_BYTES:
+                more = await self._objects.get_range(key, end + len(tail), _FOOTER_BYTES)
+                tail += more
+                if len(more) < _FOOTER_BYTES:
+                    break
+        try:
+            footer = decode_footer(tail, size=end + len(tail))
+        except CorruptSegment as error:
+            raise CorruptSegment(f"{key}: {error.problem}", position=error.position) from error
+        merged, chunk = footer.merged, footer.chunks[0]
+        found = (chunk.position, chunk.length, merged and (merged.base_offset, merged.next_offset))
+        if merged is None or found != (extent.position, extent.length, (extent.base_offset, extent.next_offset)):
+            raise CorruptSegment(
+                f"{key}: its footer says (position, length, offsets) {found}, but it was committed as {extent}", position=end
+            )
+        self._known[key] = merged.index
+        self._entries += len(merged.index)
+        while self._entries > _MOST_PLACES and len(self._known) > 1:
+            self._entries -= len(self._known.popitem(last=False)[1])
+        return merged.index
+
+
+class _Places:
+    """Where batches begin within extents of intake segments, as earlier reads found; bounded."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[tuple[int, int, int], list[tuple[int, int]]] = OrderedDict()
+        self._count = 0
+
+    def before(self, extent: Extent, offset: int) -> tuple[int, int]:
+        """Return the offset and the position of a batch at or before `offset`, the nearest that is known."""
+        places = self._of.get((extent.broker_epoch, extent.sequence, extent.position))
+        if places is not None and (place := bisect_right(places, (offset, extent.position + extent.length))):
+            return places[place - 1]
+        return extent.base_offset, extent.position
+
+    def note(self, extent: Extent, offset: int, position: int) -> None:
+        """Note that a batch begins with `offset` at `position`."""
+        key = (extent.broker_epoch, extent.sequence, extent.position)
+        places = self._of.setdefault(key, [])
+        self._of.move_to_end(key)
+        if (offset, position) not in places[max(0, (at := bisect_right(places, (offset, position))) - 1) : at]:
+            insort(places, (offset, position))
+            self._count += 1
+        while self._count > _MOST_PLACES:
+            self._count -= len(self._of.popitem(last=False)[1])
+
+
+class _Ahead:
+    """Extents that readers of the past will come to; bounded: who has not read for longest asks SQL again."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[int, Sequence[Extent]] = OrderedDict()
+        self._count = 0
+
+    def find(self, reader: int, offset: int) -> Sequence[Extent]:
+        """Return what is known from the extent that holds `offset` on."""
+        extents = self._of.get(reader, ())
+        place = bisect_right(extents, offset, key=lambda extent: extent.base_offset) - 1
+        if place < 0 or extents[place].next_offset <= offset:
+            return ()
+        self._of.move_to_end(reader)
+        return extents[place:]
+
+    def put(self, reader: int, extents: Sequence[Extent]) -> None:
+        """Keep what a reader has looked up."""
+        self.drop(reader)
+        self._of[reader] = extents
+        self._count += len(extents)
+        while self._count > _MOST_KNOWN_EXTENTS:
+            self.drop(next(iter(self._of)))
+
+    def drop(self, reader: int) -> None:
+        """Forget what a reader has looked up."""
+        self._count -= len(self._of.pop(reader, ()))
+
+
+def _contiguous(extents: Sequence[Extent]) -> Sequence[Extent]:
+    """Return the extents up to the first gap; a reader that gets there asks again."""
+    for number, (one, following) in enumerate(pairwise(extents)):
+        if one.next_offset != following.base_offset:
+            return extents[: number + 1]
+    return extents
