@@ -5,7 +5,9 @@ botocore's own retries are off: what an attempt's failure says about its outcome
 """
 
 import asyncio
+import itertools
 from base64 import b64decode, b64encode
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -117,6 +119,10 @@ class S3Store:
             for _ in range(2)
         )
         self._writes: set[asyncio.Task[None]] = set()
+        self.requests: Counter[str] = Counter()
+        """How many requests were sent, by operation: put, get, head, list, delete."""
+        self.retries = 0
+        """How many of them were sent because the one before came to nothing."""
 
     @property
     def hedges(self) -> int:
@@ -269,11 +275,18 @@ class S3Store:
             backoff_most_ms=settings.backoff_most_ms,
         )
         asked = f"{operation} of {key!r} in {self.place}"
-        return await retried(attempt, patience, asked=asked, changes=changes, clock=self._clock, chance=self._chance)
+        number = itertools.count()
+
+        def counted() -> Awaitable[T]:
+            self.retries += next(number) > 0
+            return attempt()
+
+        return await retried(counted, patience, asked=asked, changes=changes, clock=self._clock, chance=self._chance)
 
     @contextmanager
     def _translated(self, operation: str, key: str, sent: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Raise what the caller's port knows; `sent` says whether bytes may have left before a connection failed."""
+        self.requests[operation.lower()] += 1
         try:
             yield
         except (BotoCoreError, ClientError, ResponseParserError, HttpError, OSError) as error:

@@ -1,0 +1,243 @@
+"""Every metric of a broker, in one place: what it counts, in which unit, by which labels.
+
+A `Metrics` belongs to one registry, so one process may hold many brokers. Label values are fixed and resolved here: the
+hot path does `metrics.appends["accepted"].inc()`, which is a dictionary look-up and an addition, and a value that is not
+in the list is a KeyError and never a new series. All series exist from the start, at zero.
+"""
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
+
+M = TypeVar("M", bound=MetricWrapperBase)
+
+AppendResult = Literal["accepted", "duplicate", "refused", "throttled", "not_ready", "timed_out", "unknown"]
+"""`refused`: can never work as asked; `throttled` and `not_ready` (draining included): not done; `unknown`: see I5."""
+AppendStage = Literal["wait", "upload", "order", "total"]
+"""In the open segment; until the bytes are durable; until the leader's commit is known; from taking it to answering it."""
+SealReason = Literal["size", "deadline", "idle", "drain"]
+UploadOutcome = Literal["done", "given_up"]
+AnswerKind = Literal["decided", "not_now"]
+CommitOutcome = Literal["committed", "not_leader", "refused", "not_done", "unknown"]
+"""Of one partition in a commit; `not_done` and `unknown`: the transaction's."""
+ReadSource = Literal["memory", "bucket"]
+CacheResult = Literal["hit", "miss"]
+RenewalOutcome = Literal["done", "failed", "fenced"]
+StoreOperation = Literal["put", "get", "head", "list", "delete"]
+StoreOutcome = Literal["done", "not_found", "exists", "unavailable", "unknown", "unusable"]
+TransactionOutcome = Literal["done", "refused", "unavailable", "unknown", "unusable"]
+"""`refused`: the verb said no (fenced, no such topic, …)."""
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_BYTES = (4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0, 8388608.0, 16777216.0, 67108864.0, 268435456.0)
+_PARTITIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
+
+
+class RequestCounts(Protocol):
+    """What an object store knows of the requests that it really sent, retries and hedges included."""
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """How many were sent, by operation (`StoreOperation`)."""
+        ...
+
+    @property
+    def hedges(self) -> int:
+        """How many were sent a second time because the first was slow."""
+        ...
+
+    @property
+    def retries(self) -> int:
+        """How many were sent again because the one before came to nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDescription:
+    """What `docs/metrics.md` says of a metric."""
+
+    name: str
+    """As a scrape shows it."""
+    kind: str
+    sentence: str
+    labels: Mapping[str, tuple[str, ...]]
+    """Names and their values; no values where they are not known before."""
+
+
+class Metrics:
+    """The metrics of one broker, as attributes."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Register everything with `registry`; None makes one."""
+        self.registry = registry or CollectorRegistry()
+        self.described: list[MetricDescription] = []
+        self._stores: list[RequestCounts] = []
+
+        # ---- produce
+        results = get_args(AppendResult)
+        self.appends = self._counters("appends", "Appends answered.", "result", results)
+        self.append_records = self._counters("append_records", "Records of the appends answered.", "result", results)
+        self.append_bytes = self._counters("append_bytes", "Bytes of the appends answered, as they travelled.", "result", results)
+        self.append_seconds = self._histograms(
+            "append_seconds",
+            "How long appends spent in each stage: waiting for company, upload, order, and all.",
+            "stage",
+            get_args(AppendStage),
+        )
+        self.intake_bytes = self._gauge("intake_bytes", "Bytes of appends held now, every copy counted.")
+        self.intake_budget_bytes = self._gauge("intake_budget_bytes", "Bytes of appends that may be held; beyond it they are pushed back.")
+        self.segments_sealed = self._counters("segments_sealed", "Segments sealed, by what sealed them.", "reason", get_args(SealReason))
+        self.segment_bytes = self._histogram("segment_bytes", "Sizes of sealed intake segments.", _BYTES)
+        self.segment_partitions = self._histogram("segment_partitions", "Partitions that a sealed intake segment holds.", _PARTITIONS)
+        self.uploads_in_flight = self._gauge("uploads_in_flight", "Segments being uploaded now.")
+        self.upload_seconds = self._histogram("upload_seconds", "How long uploads took, retries and hedges included.", _SECONDS)
+        self.uploads = self._counters("uploads", "Segments whose upload ended.", "outcome", get_args(UploadOutcome))
+        self.open_sequences = self._gauge("open_sequences", "Segments whose appends are not all answered.")
+
+        # ---- order
+        self.references_sent = self._counter("references_sent", "References sent to leaders, repeated ones included.")
+        self.references_repeated = self._counter("references_repeated", "References sent again: another leader, a broken link.")
+        self.references_answered = self._counters(
+            "references_answered", "Answers of leaders: decided for good, or not now.", "answer", get_args(AnswerKind)
+        )
+        self.ledger_pending = self._gauge("ledger_pending_references", "References that wait here for a commit.")
+        self.commit_seconds = self._histogram("commit_seconds", "How long commits took, from beginning to durable.", _SECONDS)
+        self.commit_partitions = self._histogram("commit_partitions", "Partitions in one commit.", _PARTITIONS)
+        self.commits = self._counters(
+            "commit_outcomes", "Partitions in commits, by what became of them.", "outcome", get_args(CommitOutcome)
+        )
+
+        # ---- consume
+        sources = get_args(ReadSource)
+        self.responses = self._counters(
+            "consume_responses", "Runs of batches given to readers, by where they came from.", "source", sources
+        )
+        self.response_bytes = self._counters("consume_bytes", "Bytes given to readers, by where they came from.", "source", sources)
+        self.cold_read_seconds = self._histogram("cold_read_seconds", "How long reads of the bucket took, queueing included.", _SECONDS)
+        self.cold_reads_in_flight = self._gauge("cold_reads_in_flight", "Reads of the bucket going on now.")
+        self.cache_lookups = self._counters("cache_lookups", "Looks into the cache.", "result", get_args(CacheResult))
+        self.cache_bytes = self._gauge("cache_bytes", "Bytes in the cache now.")
+        self.consume_streams = self._gauge("consume_streams", "Consume streams open now.")
+        self.subscriptions = self._gauge("consume_subscriptions", "Partitions followed by open Consume streams.")
+        self.credit_bytes = self._gauge("consume_credit_bytes", "Credit that open Consume streams hold and have not used.")
+
+        # ---- membership and leadership
+        self.broker_epoch = self._gauge("broker_epoch", "This broker's epoch; 0 while it has none.")
+        self.lease_remaining_seconds = self._gauge(
+            "lease_remaining_seconds", "Until this broker stops to lead, were its lease not renewed."
+        )
+        self.lease_renewals = self._counters("lease_renewals", "Renewals of the lease.", "outcome", get_args(RenewalOutcome))
+        self.members = self._gauge("members", "Brokers in the membership that this one knows.")
+        self.led_partitions = self._gauge("led_partitions", "Partitions that this broker leads.")
+        self.take_overs = self._counter("take_overs", "Partitions that this broker took over.")
+        self.transfers = self._counter("transfers", "Partitions that this broker handed to another.")
+        self.fenced = self._counter("fenced", "Times that this broker found its epoch, or a partition's leader epoch, passed.")
+
+        # ---- metadata store: verbs are known when they are first used
+        self._transactions = self._declare(
+            Counter, "metadata_transactions", "Transactions, by verb and outcome.", {"verb": (), "outcome": get_args(TransactionOutcome)}
+        )
+        self._transaction_seconds = self._declare(
+            Histogram, "metadata_transaction_seconds", "How long transactions took, queueing included.", {"verb": ()}, _SECONDS
+        )
+        self._verbs: dict[str, tuple[dict[str, Counter], Histogram]] = {}
+
+        # ---- object store
+        operations = get_args(StoreOperation)
+        calls = self._declare(
+            Counter,
+            "store_calls",
+            "Calls of the object store, by operation and outcome; one call may take several requests.",
+            {"operation": operations, "outcome": get_args(StoreOutcome)},
+        )
+        self.store_calls = {
+            operation: {outcome: calls.labels(operation, outcome) for outcome in get_args(StoreOutcome)} for operation in operations
+        }
+        self.store_seconds = self._histograms(
+            "store_call_seconds", "How long calls took, retries included.", "operation", tuple(o for o in operations if o != "list")
+        )
+        self.store_bytes = self._counters("store_bytes", "Bytes written and read.", "operation", ("put", "get"))
+        self.described += _request_descriptions()
+        self.registry.register(_Requests(self._stores))
+
+        # ---- process
+        self.event_loop_lag_seconds = self._histogram("event_loop_lag_seconds", "How late the event loop woke a timer.", _SECONDS)
+        build = self._declare(Gauge, "build_info", "Always 1; the labels say what runs.", {"version": (), "python": ()})
+        build.labels(version("tidelog"), platform.python_version()).set(1)
+        ProcessCollector(registry=self.registry, namespace="tidelog")
+
+    def count_requests_of(self, store: RequestCounts) -> None:
+        """Show the requests that a store really sends."""
+        self._stores.append(store)
+
+    def transaction(self, verb: str) -> tuple[Mapping[str, Counter], Histogram]:
+        """Return the counters of a metadata verb by outcome, and the histogram of its seconds."""
+        found = self._verbs.get(verb)
+        if found is None:
+            counters = {outcome: self._transactions.labels(verb, outcome) for outcome in get_args(TransactionOutcome)}
+            found = self._verbs[verb] = counters, self._transaction_seconds.labels(verb)
+        return found
+
+    def _counter(self, name: str, sentence: str) -> Counter:
+        return self._declare(Counter, name, sentence, {})
+
+    def _gauge(self, name: str, sentence: str) -> Gauge:
+        return self._declare(Gauge, name, sentence, {})
+
+    def _histogram(self, name: str, sentence: str, buckets: Sequence[float]) -> Histogram:
+        return self._declare(Histogram, name, sentence, {}, buckets)
+
+    def _counters(self, name: str, sentence: str, label: str, values: tuple[str, ...]) -> dict[str, Counter]:
+        family = self._declare(Counter, name, sentence, {label: values})
+        return {value: family.labels(value) for value in values}
+
+    def _histograms(self, name: str, sentence: str, label: str, values: tuple[str, ...]) -> dict[str, Histogram]:
+        family = self._declare(Histogram, name, sentence, {label: values}, _SECONDS)
+        return {value: family.labels(value) for value in values}
+
+    def _declare(
+        self, kind: type[M], name: str, sentence: str, labels: Mapping[str, tuple[str, ...]], buckets: Sequence[float] | None = None
+    ) -> M:
+        more: dict[str, Any] = {} if buckets is None else {"buckets": buckets}
+        full = f"tidelog_{name}_total" if kind is Counter else f"tidelog_{name}"
+        self.described.append(MetricDescription(full, kind.__name__.lower(), sentence, labels))
+        return kind(full, sentence, tuple(labels), registry=self.registry, **more)
+
+
+class _Requests(Collector):
+    """Shows what the stores count themselves."""
+
+    def __init__(self, stores: Iterable[RequestCounts]) -> None:
+        self._stores = stores
+
+    def collect(self) -> Iterator[Metric]:
+        requests, hedges, retries = (_family(description) for description in _request_descriptions())
+        for operation in get_args(StoreOperation):
+            requests.add_metric([operation], sum(store.requests.get(operation, 0) for store in self._stores))
+        hedges.add_metric([], sum(store.hedges for store in self._stores))
+        retries.add_metric([], sum(store.retries for store in self._stores))
+        yield from (requests, hedges, retries)
+
+
+def _request_descriptions() -> tuple[MetricDescription, MetricDescription, MetricDescription]:
+    return (
+        MetricDescription(
+            "tidelog_store_requests_total",
+            "counter",
+            "Requests sent to S3, retries and hedges included: what is paid for.",
+            {"operation": get_args(StoreOperation)},
+        ),
+        MetricDescription("tidelog_store_hedges_total", "counter", "Requests to S3 sent a second time because the first was slow.", {}),
+        MetricDescription("tidelog_store_retries_total", "counter", "Requests to S3 sent again because the one before failed.", {}),
+    )
+
+
+def _family(description: MetricDescription) -> CounterMetricFamily:
+    return CounterMetricFamily(description.name, description.sentence, labels=tuple(description.labels))
