@@ -9,7 +9,7 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit bench proto golden requirements dist test-localstack clean
+.PHONY: help venv demo test check unit bench docs proto golden requirements dist test-localstack clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,6 +44,9 @@ test-localstack: venv .venv-localstack/.installed ## the object store's contract
 	$(PYTHON) -m venv --clear .venv-localstack
 	$(call install,.venv-localstack/bin,requirements-localstack.txt)
 	@touch $@
+
+docs: venv ## docs/settings.md and docs/metrics.md from the code
+	$(BIN)/python -m docs.reference
 
 proto: venv ## generated code from service/tidelog/proto/v1/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/tidelog/proto/v1/*.proto

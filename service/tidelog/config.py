@@ -1,9 +1,11 @@
 """Every limit, interval and budget of a broker, in one place: name with its unit, default, range, and a sentence.
 
 Parts of a broker are given these settings and read what they need. Nothing is read from the environment or a file
-here: that is `load_settings`' business, which only the command line calls.
+here: that is `server.settings.load_settings`' business, which only the command line calls.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,13 +23,44 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # ---- who and where
-    broker_id: str = Field("", description="Name of this broker, [a-z0-9-]{1,63}; empty: the host's name.")
+    broker_id: str = Field(
+        "", pattern=r"^([a-z0-9-]{1,63})?$", description="Name of this broker, [a-z0-9-]{1,63}; empty: made of the host's name."
+    )
     zone: str = Field("", description="Availability zone; clients prefer brokers of their own.")
     listen: str = Field("127.0.0.1:9595", description="Where clients connect, HOST:PORT; port 0 takes any free one.")
     advertise: str = Field("", description="HOST:PORT that clients and brokers are told; empty: what is listened on.")
     metrics_listen: str = Field("127.0.0.1:9596", description="Where /metrics, /livez and /readyz answer, HOST:PORT; empty: nowhere.")
     bucket: str = Field("", description="Where segments are kept: s3://bucket/prefix, file:///directory or memory://.")
     metadata: str = Field("", description="Metadata store: postgresql://…, sqlite:///path, or sqlite:// for one in memory.")
+
+    # ---- object store
+    s3_endpoint_url: str = Field("", description="Where S3 answers, http:// or https://; empty: AWS. `?endpoint=` in the URL goes before.")
+    s3_region: str = Field("us-east-1", min_length=1, description="Region of the bucket. `?region=` in the URL goes before.")
+    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
+        "auto", description="Whether the bucket is named in the path or in the host. `?path_style=true` in the URL goes before."
+    )
+    s3_connect_timeout_ms: Milliseconds = Field(2000, ge=1, description="Making one connection to S3 is given up after this.")
+    s3_read_timeout_ms: Milliseconds = Field(15_000, ge=1, description="A request to S3 is given up when nothing comes for this long.")
+    s3_attempt_timeout_ms: Milliseconds = Field(30_000, ge=1, description="One request to S3, its body included, is given up after this.")
+    s3_max_attempts: Count = Field(5, le=100, description="How often a request to S3 is tried.")
+    s3_deadline_ms: Milliseconds = Field(60_000, ge=1, description="All attempts at a request to S3 together, with the waits between.")
+    s3_backoff_base_ms: Milliseconds = Field(50, description="Waits between attempts are drawn from 0 up to this, doubled each time.")
+    s3_backoff_most_ms: Milliseconds = Field(5000, description="Waits between attempts are never longer.")
+    s3_max_connections: Count = Field(64, le=10_000, description="Connections to S3.")
+    s3_hedge_after_samples: int = Field(
+        20, ge=0, le=500, description="Requests that are measured before slow ones are sent a second time; 0 switches that off."
+    )
+    s3_hedge_percentile: float = Field(
+        0.99, ge=0, le=1, description="A request is slow when it takes longer than this share of the recent ones."
+    )
+    s3_hedge_most_share: float = Field(0.05, ge=0, le=1, description="Largest share of requests that may be sent a second time.")
+    file_threads: Count = Field(8, le=256, description="Threads that read and write the files of a file:// bucket.")
+
+    # ---- metadata store
+    metadata_connections: Count = Field(4, le=100, description="Connections to PostgreSQL; one more is kept for the lease.")
+    metadata_connect_timeout_ms: Milliseconds = Field(
+        5000, ge=1, description="Connecting to PostgreSQL, and waiting for a free connection, is given up after this."
+    )
 
     # ---- membership and leadership
     lease_ms: Milliseconds = Field(10_000, ge=500, description="How long a broker is a member without renewing its lease.")
@@ -106,3 +139,82 @@ class Settings(BaseModel):
     def segment_puts_per_second(self) -> float:
         """The budget of segment uploads that is in force."""
         return self.puts_per_second or (50.0 if self.bucket.startswith("s3:") else 100_000.0)
+
+
+GROUPS = {
+    "Who and where": "broker_id",
+    "Object store": "s3_endpoint_url",
+    "Metadata store": "metadata_connections",
+    "Membership and leadership": "lease_ms",
+    "Produce": "segment_bytes",
+    "Consume": "cache_bytes",
+    "Topics": "default_partitions",
+    "Server": "max_connections",
+    "Telemetry": "log_format",
+}
+"""The headings under which settings are listed, each with the first setting below it."""
+
+SECRETS = frozenset(name for name, field in Settings.model_fields.items() if not field.repr)
+"""Settings whose values are never shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Settings that are right by themselves, but not together."""
+
+    names: tuple[str, str]
+    sentence: str
+    """What must hold, and what to do."""
+
+
+_MESSAGE_FRAME_BYTES = 64 * 1024
+"""What a message has beside its batches, generously."""
+_INTAKE_COPIES = 4
+"""The most copies of an append that intake counts: request message, batches, joined segment, HTTP body."""
+
+
+def contradictions(settings: Settings) -> Iterator[Contradiction]:
+    """Yield what does not fit together. Only a whole configuration is looked at so, not one made for a test of a part."""
+    s = settings
+    rules = (
+        (s.max_batch_bytes <= s.max_append_bytes, ("max_batch_bytes", "max_append_bytes"), "a batch must fit into an append"),
+        (
+            s.max_append_bytes + _MESSAGE_FRAME_BYTES <= s.max_message_bytes,
+            ("max_append_bytes", "max_message_bytes"),
+            f"an append must fit into a message, with {_MESSAGE_FRAME_BYTES} bytes to spare",
+        ),
+        (
+            s.response_bytes + s.max_batch_bytes <= s.max_message_bytes,
+            ("response_bytes", "max_message_bytes"),
+            "a response, which may pass its aim by one batch (max_batch_bytes), must fit into a message",
+        ),
+        (
+            s.max_append_bytes * _INTAKE_COPIES <= s.intake_budget_bytes,
+            ("max_append_bytes", "intake_budget_bytes"),
+            f"the budget must hold the {_INTAKE_COPIES} copies of the largest append, or it would be pushed back for ever",
+        ),
+        (
+            s.append_timeout_ms <= s.max_append_timeout_ms,
+            ("append_timeout_ms", "max_append_timeout_ms"),
+            "the default time-out must not be longer than the longest that clients may ask for",
+        ),
+        (
+            s.max_latency_ms < s.append_timeout_ms,
+            ("max_latency_ms", "append_timeout_ms"),
+            "an append must not wait for company until its time is over",
+        ),
+        (s.catalog_poll_ms < s.lease_ms, ("catalog_poll_ms", "lease_ms"), "changes must be asked for more often than leases end"),
+        (
+            s.default_partitions <= s.max_partitions_per_topic,
+            ("default_partitions", "max_partitions_per_topic"),
+            "a topic that does not say must get no more partitions than a topic may have",
+        ),
+        (s.s3_backoff_base_ms <= s.s3_backoff_most_ms, ("s3_backoff_base_ms", "s3_backoff_most_ms"), "the first wait is the shortest"),
+    )
+    for holds, names, sentence in rules:
+        if not holds:
+            yield Contradiction(names, f"{sentence}; lower the first or raise the second")
+    if bool(s.tls_certificate_file) != bool(s.tls_key_file):
+        yield Contradiction(("tls_certificate_file", "tls_key_file"), "TLS needs both; set both or none")
+    if s.tls_client_ca_file and not s.tls_certificate_file:
+        yield Contradiction(("tls_client_ca_file", "tls_certificate_file"), "client certificates need TLS; set the second, too")
