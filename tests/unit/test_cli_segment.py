@@ -1,8 +1,6 @@
 """`tidelog segment dump`."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from tidelog.cli.app import app
@@ -31,12 +29,3 @@ def test_a_damaged_or_missing_file_is_named_and_fails(tmp_path: Path) -> None:
         assert done.exit_code == 1
         assert sentence in done.output
     assert CliRunner().invoke(app, ["segment", "dump"]).exit_code == 2
-
-
-def test_help_loads_nothing_heavy() -> None:
-    program = (
-        "import sys; sys.argv = ['tidelog', '--help']\nfrom tidelog.__main__ import main\ntry: main()\nexcept SystemExit: pass\n"
-        "print([m for m in ('grpc', 'sqlalchemy', 'aiobotocore', 'aiokafka', 'google.protobuf') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.rstrip().endswith("[]")
