@@ -23,6 +23,7 @@ from tidelog.executors import InlineExecutor
 from tidelog.metadata.membership import Broker as Member
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore
+from tidelog.metrics import Metrics
 from tidelog.objects.memory import MemoryStore
 from tidelog.objects.store import ObjectStore
 from tidelog.records.batch import Buffer
@@ -154,6 +155,8 @@ class Cluster:
             settings=settings,
             clock=SystemClock(),
             chance=random.Random(f"{self.seed}/{name}/{len(self.tasks)}"),
+            executor=InlineExecutor(),
+            metrics=Metrics(),
             broker_id=name,
         )
         await broker.start()

@@ -18,6 +18,7 @@ from tidelog.executors import InlineExecutor
 from tidelog.metadata.membership import Broker as Member
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore
+from tidelog.metrics import Metrics
 from tidelog.objects.memory import MemoryStore
 from tidelog.objects.store import Bytes, ObjectInfo
 
@@ -260,6 +261,8 @@ class Process:
             settings=self.world.draw.settings,
             clock=SimClock(self.world.loop, self.node),
             chance=random.Random(self.world.chance.getrandbits(64)),
+            executor=InlineExecutor(),
+            metrics=Metrics(),
             broker_id=self.name,
         )
 

@@ -5,17 +5,21 @@ Holds what outlives a broker epoch (the catalog, caches, the budget of bytes); e
 
 import asyncio
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
+from tidelog.broker.cache import ReadStats
 from tidelog.broker.catalog import Catalog
-from tidelog.broker.intake import Budget, TookIn
+from tidelog.broker.feed import Feed, FeedHub, HubSession, NewsReceiver
+from tidelog.broker.intake import Budget
 from tidelog.broker.ledger import LedgerSession
 from tidelog.broker.life import Life
+from tidelog.broker.lookups import Lookups
 from tidelog.broker.marker import FORMAT_VERSION, renew
 from tidelog.broker.membership import begin
+from tidelog.broker.reader import PartitionCursor, Reader
 from tidelog.broker.references import AnswerReceiver, CommittedExtents, Peers
-from tidelog.broker.requests import Appended, AppendRequest
+from tidelog.broker.requests import Appended, AppendRequest, OffsetFound, Position
 from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import (
@@ -29,12 +33,14 @@ from tidelog.errors import (
     TimeTravel,
     UnknownTopic,
 )
+from tidelog.executors import Executor
 from tidelog.metadata import membership as members
 from tidelog.metadata import topics as topic_verbs
 from tidelog.metadata.extents import advance_log_start
 from tidelog.metadata.membership import Membership
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import PartitionState, Topic, TopicConfig
+from tidelog.metrics import Metrics
 from tidelog.objects.store import ObjectStore
 from tidelog.randomness import Random, new_uuid
 
@@ -45,7 +51,8 @@ class Broker:
     """One broker. `run` is its life; everything else may be called while it runs."""
 
     def __init__(
-        self, *, store: MetadataStore, bucket: ObjectStore, peers: Peers, settings: Settings, clock: Clock, chance: Random, broker_id: str,
+        self, *, store: MetadataStore, bucket: ObjectStore, peers: Peers, settings: Settings, clock: Clock, chance: Random,
+        executor: Executor, metrics: Metrics, broker_id: str,
     ) -> None:  # fmt: skip
         self._store = store
         self._bucket = bucket
@@ -57,10 +64,26 @@ class Broker:
         self._incarnation = new_uuid(chance)
         self._cluster_id = ""
         self._budget = Budget(settings.intake_budget_bytes)
-        self._took_in = TookIn()
+        self._metrics = metrics
         self.catalog = Catalog(store)
         self.catalog.on_change(self._catalog_changed)
         self.life: Life | None = None
+        self._hub = FeedHub()
+        stats = ReadStats()
+        lookups = Lookups(store, max_extents_each=settings.window_extents, stats=stats)
+        self._feed = Feed(
+            catalog=self.catalog, peers=peers, lookups=lookups, own_epoch=self._own_epoch, settings=settings, chance=chance, stats=stats
+        )
+        self.reader = Reader(
+            metadata=store,
+            objects=bucket,
+            feed=self._feed,
+            lookups=lookups,
+            settings=settings,
+            clock=clock,
+            executor=executor,
+            stats=stats,
+        )
         self._draining = False
         self._refuse_from = float("inf")
         """When to begin to refuse appends, having been asked to drain: until then balancers may still send some."""
@@ -79,6 +102,10 @@ class Broker:
 
         `address` is what clients are told, `peer_address` what brokers are. Raises BrokerIdTaken, TimeTravel.
         """
+        async with self._feed, self.reader:
+            await self._live(address, peer_address)
+
+    async def _live(self, address: str, peer_address: str) -> None:
         while not self._draining:
             identity, lease = await begin(
                 store=self._store,
@@ -103,8 +130,9 @@ class Broker:
                 clock=self._clock,
                 chance=self._chance,
                 budget=self._budget,
-                took_in=self._took_in,
+                took_in=self.reader.took_in,
                 publish=self._publish,
+                metrics=self._metrics,
             )
             try:
                 await life.run()
@@ -163,7 +191,11 @@ class Broker:
             self.life.look_again()
 
     def _publish(self, news: CommittedExtents) -> None:
-        del news
+        self._feed.committed(news)
+        self._hub.publish(news)
+
+    def _own_epoch(self) -> int | None:
+        return None if self.life is None else self.life.identity.broker_epoch
 
     # ---- produce
 
@@ -192,6 +224,19 @@ class Broker:
     async def init_producer(self) -> tuple[int, int]:
         """Return a new producer id, and its epoch."""
         return await self._store.run(members.allocate_producer_ids, count=1), 0
+
+    # ---- consume
+
+    @asynccontextmanager
+    async def follow(self, topic: str, partition: int) -> AsyncIterator[PartitionCursor]:
+        """Follow a partition while the context is open. Raises UnknownTopic, UnknownPartition."""
+        ref = await self.catalog.find(topic, partition)
+        async with self.reader.follow(ref) as cursor:
+            yield cursor
+
+    async def list_offset(self, topic: str, partition: int, position: Position) -> OffsetFound:
+        """Return the offset that a position stands for; SQL is asked. Raises UnknownTopic, UnknownPartition."""
+        return await self.reader.list_offset(await self.catalog.find(topic, partition), position)
 
     # ---- administration
 
@@ -303,6 +348,10 @@ class Broker:
     def references_from(self, writer_epoch: int, receiver: AnswerReceiver) -> LedgerSession:
         """Open the leader's end of a link. Raises NotReady."""
         return self._living().ledger.session(writer_epoch, receiver)
+
+    def feed_to(self, receiver: NewsReceiver) -> HubSession:
+        """Open the leader's end of a feed."""
+        return self._hub.open(receiver)
 
     def nudge(self) -> None:
         """Look at leadership and membership now."""

@@ -28,6 +28,7 @@ from tidelog.errors import (
     TimedOut,
     UnknownProducer,
 )
+from tidelog.metrics import AppendResult, Metrics, SealReason
 from tidelog.records.batch import BatchHeader, BatchLimits, Buffer, check_append, unstamp
 from tidelog.segments.format import ChunkSource, Footer
 
@@ -37,6 +38,15 @@ _SWEEP_S = 0.05
 _SEQUENCES = 2**31
 _REFUSALS: dict[str, type[BrokerError]] = {
     error.reason: error for error in (ConditionFailed, OutOfOrderSequence, ProducerFenced, Throttled, UnknownProducer)
+}
+
+
+_RESULTS: dict[type[BrokerError], AppendResult] = {
+    Throttled: "throttled",
+    NotReady: "not_ready",
+    Draining: "not_ready",
+    TimedOut: "timed_out",
+    OutcomeUnknown: "unknown",
 }
 
 
@@ -67,6 +77,7 @@ class _Append:
 
     batches: Buffer
     headers: Sequence[BatchHeader]
+    began: float
     deadline: float
     result: "asyncio.Future[Appended]"
     sequence: ProducerSequence | None
@@ -96,15 +107,13 @@ class _Segment:
     sequence: int = 0
     outstanding: set[Outstanding] = field(default_factory=set)
     released: bool = False
+    sealed_at: float = 0.0
+    uploaded_at: float = 0.0
 
 
-class TookIn:
-    """What the intake tells of bytes whose offsets are known: readers may have them from memory."""
-
-    def took_in(
-        self, partition_id: int, base_offset: int, leader_epoch: int, parts: Sequence[Buffer], headers: Sequence[BatchHeader]
-    ) -> None:
-        """Take batches as they were appended, not stamped."""
+TakesIn = Callable[[int, int, int, Sequence[Buffer], Sequence[BatchHeader]], None]
+"""Told of bytes whose offsets are known now, so that readers have them from memory: partition id, base offset, leader epoch, and the
+batches as they were appended, not stamped."""
 
 
 class Intake:
@@ -117,8 +126,9 @@ class Intake:
         budget: Budget,
         settings: Settings,
         clock: Clock,
-        took_in: TookIn,
+        took_in: TakesIn,
         lease_stands: Callable[[], bool],
+        metrics: Metrics,
     ) -> None:
         self._uploads = uploads
         self._budget = budget
@@ -126,6 +136,7 @@ class Intake:
         self._clock = clock
         self._took_in = took_in
         self._lease_stands = lease_stands
+        self._metrics = metrics
         self._limits = BatchLimits(
             max_append_bytes=settings.max_append_bytes,
             max_batch_bytes=settings.max_batch_bytes,
@@ -169,6 +180,7 @@ class Intake:
         append = _Append(
             batches=_unstamped(request.batches, headers),
             headers=headers,
+            began=now,
             deadline=now + timeout_ms / 1000,
             result=asyncio.get_running_loop().create_future(),
             sequence=sequence,
@@ -245,9 +257,12 @@ class Intake:
         now = self._clock.monotonic()
         if self._uploads.full or len(self._live) >= self._settings.max_open_sequences:
             return  # looked at again when an upload ends, or a segment is resolved
-        overdue = segment.length >= self._settings.segment_bytes or now >= segment.seal_at
-        if overdue or (self._uploads.in_flight == 0 and self._within_request_budget(now)):
-            self._seal(segment)
+        if segment.length >= self._settings.segment_bytes:
+            self._seal(segment, "size", now)
+        elif now >= segment.seal_at:
+            self._seal(segment, "deadline", now)
+        elif self._uploads.in_flight == 0 and self._within_request_budget(now):
+            self._seal(segment, "idle", now)
         else:
             self._look_again_at(segment, now)
 
@@ -265,8 +280,13 @@ class Intake:
         self._tokens_at = now
         return self._tokens >= 1
 
-    def _seal(self, segment: _Segment) -> None:
+    def _seal(self, segment: _Segment, reason: SealReason, now: float) -> None:
         self._open = None
+        self._metrics.segments_sealed[reason].inc()
+        self._metrics.segment_bytes.observe(segment.length)
+        self._metrics.segment_partitions.observe(len(segment.chunks))
+        self._metrics.append_seconds["wait"].observe(now - segment.opened_at)
+        segment.sealed_at = now
         self._tokens = max(0.0, self._tokens - 1)
         self._sequence += 1
         segment.sequence = self._sequence
@@ -303,11 +323,13 @@ class Intake:
         if segment.released or segment.sequence not in self._live:
             return
         segment.released = True
+        segment.uploaded_at = self._clock.monotonic()
+        self._metrics.append_seconds["upload"].observe(segment.uploaded_at - segment.sealed_at)
         if not isinstance(result, Footer):
             error: BrokerError = TimedOut("the segment of this append could not be uploaded in time; it was not done")
             for chunk in segment.chunks.values():
                 for append in chunk.appends:
-                    _fail(append, result.error if isinstance(result, UploadFailed) else error)
+                    self._fail(append, result.error if isinstance(result, UploadFailed) else error)
             self.resolve(segment.sequence)
             return
         positions = {(chunk.topic_id, chunk.partition): chunk.position for chunk in result.chunks}
@@ -360,21 +382,39 @@ class Intake:
         for append, outcome in zip(chunk.appends, outcomes, strict=True):
             if isinstance(outcome, Accepted):
                 if not outcome.duplicate:
-                    self._took_in.took_in(
-                        chunk.ref.partition_id, outcome.base_offset, outcome.leader_epoch, (append.batches,), append.headers
-                    )
-                if not append.result.done():
-                    append.result.set_result(Appended(outcome.base_offset, outcome.next_offset, outcome.duplicate))
+                    self._took_in(chunk.ref.partition_id, outcome.base_offset, outcome.leader_epoch, (append.batches,), append.headers)
+                self._succeed(append, outcome)
             elif isinstance(outcome, RefusedAppend):
-                _fail(append, _REFUSALS.get(outcome.reason, BrokerError)(outcome.message))
+                self._fail(append, _REFUSALS.get(outcome.reason, BrokerError)(outcome.message))
             else:
-                _fail(append, OutcomeUnknown(outcome.message))
+                self._fail(append, OutcomeUnknown(outcome.message))
         self._done_with(segment, reference)
 
     def _done_with(self, segment: _Segment, reference: Outstanding) -> None:
         segment.outstanding.discard(reference)
         if not segment.outstanding:
+            self._metrics.append_seconds["order"].observe(self._clock.monotonic() - segment.uploaded_at)
             self.resolve(segment.sequence)
+
+    def _succeed(self, append: _Append, outcome: Accepted) -> None:
+        if append.result.done():
+            return
+        append.result.set_result(Appended(outcome.base_offset, outcome.next_offset, outcome.duplicate))
+        self._count(append, "duplicate" if outcome.duplicate else "accepted")
+
+    def _fail(self, append: _Append, error: BrokerError) -> None:
+        if append.result.done():
+            return
+        append.result.set_exception(error)
+        append.result.exception()  # the caller may be gone; that is no defect
+        self._count(append, _RESULTS.get(type(error), "refused"))
+
+    def _count(self, append: _Append, result: AppendResult) -> None:
+        metrics = self._metrics
+        metrics.appends[result].inc()
+        metrics.append_records[result].inc(append.record_count)
+        metrics.append_bytes[result].inc(len(append.batches))
+        metrics.append_seconds["total"].observe(self._clock.monotonic() - append.began)
 
     # ---- deadlines
 
@@ -398,9 +438,11 @@ class Intake:
                 if append.deadline > now:
                     next_deadline = min(next_deadline, append.deadline)
                 elif segment.released:  # I5: its reference is out, so it may be committed, or may be yet
-                    _fail(append, OutcomeUnknown("the append was uploaded, but no answer came in time whether it is committed; it may be"))
+                    self._fail(
+                        append, OutcomeUnknown("the append was uploaded, but no answer came in time whether it is committed; it may be")
+                    )
                 else:
-                    _fail(append, TimedOut("the append could not be uploaded in time; it was not done, and will not be"))
+                    self._fail(append, TimedOut("the append could not be uploaded in time; it was not done, and will not be"))
         segment.deadline = next_deadline
         if segment.released:
             for reference in list(segment.outstanding):
@@ -423,11 +465,11 @@ class Intake:
             for chunk in segment.chunks.values():
                 for append in chunk.appends:
                     if segment.released:
-                        _fail(
+                        self._fail(
                             append, OutcomeUnknown("the append was sent to its leader when this broker's epoch ended; it may be committed")
                         )
                     else:
-                        _fail(append, NotReady("this broker's epoch ended before the append was sent to its leader; it was not done"))
+                        self._fail(append, NotReady("this broker's epoch ended before the append was sent to its leader; it was not done"))
             self._budget.give_back(segment.cost_bytes)
         self._open = None
         self._live.clear()
@@ -437,12 +479,6 @@ class Intake:
         """Take nothing more, but see what was taken to its end."""
         self.refuse(Draining("this broker is about to leave; the append was not done: send it to another broker"))
         self._check_soon()
-
-
-def _fail(append: _Append, error: BrokerError) -> None:
-    if not append.result.done():
-        append.result.set_exception(error)
-        append.result.exception()  # the caller may be gone; that is no defect
 
 
 def _sequence(headers: Sequence[BatchHeader]) -> ProducerSequence | None:

@@ -17,6 +17,7 @@ from tidelog.errors import Fenced, MetadataOutcomeUnknown, MetadataUnavailable, 
 from tidelog.metadata.leadership import Leadership as LeadershipRow
 from tidelog.metadata.leadership import take_over
 from tidelog.metadata.store import MetadataStore
+from tidelog.metrics import Metrics
 
 _SLICE = 500
 """Partitions looked at before others on the event loop get their turn."""
@@ -27,7 +28,7 @@ class Leadership:
 
     def __init__(
         self, *, broker_epoch: int, store: MetadataStore, catalog: Catalog, ledger: Ledger, peers: Peers, settings: Settings,
-        look_again: Callable[[], None],
+        look_again: Callable[[], None], metrics: Metrics,
     ) -> None:  # fmt: skip
         self._broker_epoch = broker_epoch
         self._store = store
@@ -37,6 +38,7 @@ class Leadership:
         self._settings = settings
         self._look_again = look_again
         """Called where the catalog proved out of date: it is to be refreshed, and `reconcile` called again."""
+        self._metrics = metrics
         self._desired: dict[int, str | None] = {}
         self._desired_for: tuple[str, ...] = ()
         self._to_nudge: set[int] = set()
@@ -114,6 +116,7 @@ class Leadership:
                 return
             for led in taken:
                 self._ledger.lead(led)
+            self._metrics.take_overs.inc(len(taken))
             self._catalog.led_by(
                 LeadershipRow(led.partition_id, led.topic_id, led.partition, self._broker_epoch, led.leader_epoch) for led in taken
             )

@@ -21,12 +21,14 @@ from tidelog.broker.references import (
     RefusedAppend,
     Unknown,
 )
+from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
 from tidelog.metadata.commits import Committed, NewExtent, NotLeader, Outcome, PartitionCommit, Refused, commit
 from tidelog.metadata.extents import Extent, find_references
 from tidelog.metadata.leadership import LedPartition, transfer
 from tidelog.metadata.store import MetadataStore
+from tidelog.metrics import CommitOutcome, Metrics
 from tidelog.randomness import Random
 
 _NOT_NOW = (MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable)
@@ -180,6 +182,8 @@ class Ledger:
         lease_stands: Callable[[], bool],
         publish: Callable[[CommittedExtents], None],
         changed: Callable[[], None],
+        clock: Clock,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._broker_epoch = broker_epoch
@@ -189,6 +193,8 @@ class Ledger:
         self._publish = publish
         self._changed = changed
         """Told when partitions were stepped down from or handed over: leadership is to be looked at."""
+        self._clock = clock
+        self._metrics = metrics
         self._led: dict[int, _Led] = {}
         self._dirty: dict[int, _Led] = {}
         self._closing: dict[int, _Led] = {}
@@ -447,20 +453,30 @@ class Ledger:
     async def _commit(self, partitions: Sequence[PartitionCommit]) -> dict[int, Outcome]:
         """Commit, and go on trying: the same proposal may be sent any number of times (I5)."""
         backoff_s = _BACKOFF_BASE_S
+        began = self._clock.monotonic()
+        self._metrics.commit_partitions.observe(len(partitions))
         while True:
             try:
-                return await self._store.run(commit, broker_epoch=self._broker_epoch, partitions=partitions)
-            except _NOT_NOW:
+                outcomes = await self._store.run(commit, broker_epoch=self._broker_epoch, partitions=partitions)
+            except _NOT_NOW as error:
+                unknown = isinstance(error, MetadataOutcomeUnknown)
+                self._metrics.commits["unknown" if unknown else "not_done"].inc(len(partitions))
                 await asyncio.sleep(self._chance.uniform(0, backoff_s))
                 backoff_s = min(backoff_s * 2, _BACKOFF_MOST_S)
+            else:
+                self._metrics.commit_seconds.observe(self._clock.monotonic() - began)
+                return outcomes
 
     def _conclude(self, proposal: _Proposal, outcome: Outcome) -> None:
         led = proposal.led
+        kinds: dict[type[Outcome], CommitOutcome] = {Committed: "committed", NotLeader: "not_leader", Refused: "refused"}
+        self._metrics.commits[kinds[type(outcome)]].inc()
         if led.dead:
             return
         if isinstance(outcome, Committed):
             self._accept(proposal, outcome)
         elif isinstance(outcome, NotLeader):  # I1: step down, reload, come back with a new epoch
+            self._metrics.fenced.inc()
             self.step_down(led.partition_id)
             self._changed()
         else:
@@ -545,6 +561,7 @@ class Ledger:
             except _NOT_NOW:
                 self._give_up(leds)  # it may have happened: come back under a new epoch
             else:
+                self._metrics.transfers.inc(len(leds))
                 self._give_up(leds)
             self._changed()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 
 from tidelog.broker.catalog import Catalog
-from tidelog.broker.intake import Budget, Intake, TookIn
+from tidelog.broker.intake import Budget, Intake, TakesIn
 from tidelog.broker.leadership import Leadership
 from tidelog.broker.ledger import Ledger
 from tidelog.broker.membership import Lease
@@ -19,6 +19,7 @@ from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
 from tidelog.metadata.store import MetadataStore
+from tidelog.metrics import Metrics
 from tidelog.objects.store import ObjectStore
 from tidelog.randomness import Random
 
@@ -30,7 +31,8 @@ class Life:
 
     def __init__(
         self, *, identity: Identity, lease: Lease, store: MetadataStore, bucket: ObjectStore, catalog: Catalog, peers: Peers,
-        settings: Settings, clock: Clock, chance: Random, budget: Budget, took_in: TookIn, publish: Callable[[CommittedExtents], None],
+        settings: Settings, clock: Clock, chance: Random, budget: Budget, took_in: TakesIn,
+        publish: Callable[[CommittedExtents], None], metrics: Metrics,
     ) -> None:  # fmt: skip
         self.identity = identity
         self.lease = lease
@@ -48,6 +50,8 @@ class Life:
             lease_stands=lease.stands,
             publish=publish,
             changed=self._ledger_changed,
+            metrics=metrics,
+            clock=clock,
         )
         self.leadership = Leadership(
             broker_epoch=epoch,
@@ -57,9 +61,14 @@ class Life:
             peers=peers,
             settings=settings,
             look_again=self.look_again,
+            metrics=metrics,
         )
-        uploads = Uploads(identity=identity, bucket=bucket, settings=settings, clock=clock, chance=chance, spawn=self._spawn)
-        self.intake = Intake(uploads=uploads, budget=budget, settings=settings, clock=clock, took_in=took_in, lease_stands=lease.stands)
+        uploads = Uploads(
+            identity=identity, bucket=bucket, settings=settings, clock=clock, chance=chance, spawn=self._spawn, metrics=metrics
+        )
+        self.intake = Intake(
+            uploads=uploads, budget=budget, settings=settings, clock=clock, took_in=took_in, lease_stands=lease.stands, metrics=metrics
+        )
         self.outbox = Outbox(
             broker_epoch=epoch,
             catalog=catalog,
@@ -70,6 +79,7 @@ class Life:
             chance=chance,
             resolved_sequence=lambda: self.intake.resolved_sequence,
             lost=self.look_again,
+            metrics=metrics,
         )
         self.intake.outbox = self.outbox
 

@@ -13,6 +13,7 @@ from tidelog.broker.ledger import Ledger
 from tidelog.broker.references import Answer, AppendOutcome, AppendReference, Peers, Reference, ReferenceLink
 from tidelog.clock import Clock
 from tidelog.config import Settings
+from tidelog.metrics import Metrics
 from tidelog.randomness import Random
 
 _RETRY_LEAST_S = 0.02
@@ -85,7 +86,7 @@ class Outbox:
 
     def __init__(
         self, *, broker_epoch: int, catalog: Catalog, ledger: Ledger, peers: Peers, settings: Settings, clock: Clock, chance: Random,
-        resolved_sequence: Callable[[], int], lost: Callable[[], None],
+        resolved_sequence: Callable[[], int], lost: Callable[[], None], metrics: Metrics,
     ) -> None:  # fmt: skip
         self._broker_epoch = broker_epoch
         self._catalog = catalog
@@ -97,6 +98,7 @@ class Outbox:
         self._resolved_sequence = resolved_sequence
         self._lost = lost
         """Told when a leader did not take a reference: the catalog may be out of date."""
+        self._metrics = metrics
         self._queues: dict[int, _Queue] = {}
         self._links: dict[int, _Link] = {}
         self._ended = False
@@ -151,6 +153,7 @@ class Outbox:
             reference = next((each for each in queue.outstanding if each.number == answer.number), None)
             if reference is None:
                 continue
+            self._metrics.references_answered["not_now" if answer.outcomes is None else "decided"].inc()
             if answer.outcomes is None:
                 reference.sent = False
                 not_now.append(answer.partition_id)
@@ -224,6 +227,9 @@ class Outbox:
                     each.number = queue.next_number
                     queue.next_number += 1
                 if not each.sent:
+                    self._metrics.references_sent.inc()
+                    if each.tried_epoch:
+                        self._metrics.references_repeated.inc()
                     batch.append(self._reference(each, queue, resolved))
                     each.sent, each.sent_at, each.tried_epoch = True, now, queue.epoch
         for broker_epoch, references in batches.items():

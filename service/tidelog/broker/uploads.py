@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import BrokerError, NotReady, ObjectExists, StoreError, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable, TimedOut
+from tidelog.metrics import Metrics
 from tidelog.objects.store import ObjectStore
 from tidelog.randomness import Random
 from tidelog.segments.format import ChunkSource, Footer, Origin, encode_intake
@@ -43,8 +44,9 @@ class Uploads:
     """Carries the segments of one broker epoch to the bucket."""
 
     def __init__(
-        self, *, identity: Identity, bucket: ObjectStore, settings: Settings, clock: Clock, chance: Random, spawn: Callable[..., object]
-    ) -> None:
+        self, *, identity: Identity, bucket: ObjectStore, settings: Settings, clock: Clock, chance: Random, spawn: Callable[..., object],
+        metrics: Metrics,
+    ) -> None:  # fmt: skip
         self._identity = identity
         self._bucket = bucket
         self._settings = settings
@@ -53,6 +55,7 @@ class Uploads:
         self._spawn = spawn
         """Starts a task that belongs to this broker epoch."""
         self._order: dict[int, tuple[Report, Footer | UploadFailed | None]] = {}
+        self._metrics = metrics
         self.in_flight = 0
 
     @property
@@ -67,10 +70,15 @@ class Uploads:
         self._spawn(self._run(sequence, sources, give_up_at))
 
     async def _run(self, sequence: int, sources: Sequence[ChunkSource], give_up_at: Callable[[], float]) -> None:
+        began = self._clock.monotonic()
+        self._metrics.uploads_in_flight.inc()
         try:
             result = await self._upload(sequence, sources, give_up_at)
         finally:
             self.in_flight -= 1
+            self._metrics.uploads_in_flight.dec()
+        self._metrics.upload_seconds.observe(self._clock.monotonic() - began)
+        self._metrics.uploads["done" if isinstance(result, Footer) else "given_up"].inc()
         self._order[sequence] = (self._order[sequence][0], result)
         self._report_in_order()
 
