@@ -5,7 +5,7 @@ column paths (`encode_many`, `decode_values`, `decode_buffers`) join whole colum
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
@@ -22,6 +22,7 @@ _HEAD = Struct(">qiibI")
 _COVERED = Struct(">hiqqqhii")
 _WHOLE_BATCH = 1 << 30
 _CACHED_RECORDS = 1 << 16
+_CACHED_LENGTHS = 1 << 12
 _LEAST_RECORD_BYTES = 7
 _READ_AHEAD_BYTES = 32
 _AT_ONCE = 64
@@ -99,7 +100,8 @@ def encode_many(
         except TypeError:  # a None among them
             pass
         else:
-            body = _uniform_body(values, lengths[0]) if len(set(lengths)) == 1 else _any_body(values, lengths)  # type: ignore[arg-type]
+            uniform = lengths.count(lengths[0]) == count
+            body = _uniform_body(values, lengths[0]) if uniform else _any_body(values, lengths)  # type: ignore[arg-type]
             return _batch(body, count, timestamps_ms, timestamps_ms, compression, producer)
     builder = _builder()
     times = [timestamps_ms] * count if isinstance(timestamps_ms, int) else timestamps_ms
@@ -252,13 +254,38 @@ def _length(value_bytes: int, delta_bytes: int) -> bytes:
     return _varint(delta_bytes + len(_varint(value_bytes)) + value_bytes + 4)
 
 
+def _head(value_bytes: int, delta_bytes: int) -> bytes:
+    """Return what lies between two values up to the offset delta: the end of the record before, the beginning of this one."""
+    return b"\0" + _length(value_bytes, delta_bytes) + b"\0\0"
+
+
+def _tail(value_bytes: int, _: int) -> bytes:
+    """Return what lies between the offset delta and the value."""
+    return b"\x01" + _varint(value_bytes)
+
+
+@lru_cache(maxsize=16)  # heads for each width of a delta, and tails: at most 2 MB
+def _cached_pieces(make: Callable[[int, int], bytes], delta_bytes: int) -> list[bytes]:
+    return [make(value_bytes, delta_bytes) for value_bytes in range(_CACHED_LENGTHS)]
+
+
+def _pieces(make: Callable[[int, int], bytes], lengths: Sequence[int], delta_bytes: int) -> list[bytes]:
+    """Return `make` of each length: from a table where all are short, as most are; else made once for each distinct one."""
+    try:
+        table = _cached_pieces(make, delta_bytes)
+        return [table[length] for length in lengths]
+    except IndexError:
+        made = {length: make(length, delta_bytes) for length in set(lengths)}
+        return [made[length] for length in lengths]
+
+
 def _make_prefixes(value_bytes: int, count: int) -> list[bytes]:
     """Return what comes before each value; from the second on that begins with the end of the record before."""
     deltas = _offset_deltas(count)
-    tail = b"\x01" + _varint(value_bytes)
+    tail = _tail(value_bytes, 0)
     found = []
     for first, end, width in _regions(count):
-        head = b"\0" + _length(value_bytes, width) + b"\0\0"
+        head = _head(value_bytes, width)
         found += [head + delta + tail for delta in deltas[first:end]]
     found[0] = found[0][1:]
     return found
@@ -286,13 +313,10 @@ def _uniform_body(values: Sequence[bytes], value_bytes: int) -> bytes:
 def _any_body(values: Sequence[bytes], lengths: list[int]) -> bytes:
     count = len(values)
     parts: list[bytes] = [b""] * (4 * count + 1)
-    distinct = set(lengths)
-    tails = {length: b"\x01" + _varint(length) for length in distinct}
     for first, end, width in _regions(count):
-        heads = {length: b"\0" + _length(length, width) + b"\0\0" for length in distinct}
-        parts[4 * first : 4 * end : 4] = map(heads.__getitem__, lengths[first:end])
+        parts[4 * first : 4 * end : 4] = _pieces(_head, lengths[first:end], width)
     parts[1::4] = _offset_deltas(count)
-    parts[2::4] = map(tails.__getitem__, lengths)
+    parts[2::4] = _pieces(_tail, lengths, 0)
     parts[3::4] = values
     parts[0] = parts[0][1:]
     parts[-1] = b"\0"
@@ -329,7 +353,7 @@ def _uniform(header: BatchHeader, body: bytes) -> Iterator[bytes] | None:
     value_bytes = _first_value_bytes(body)
     if value_bytes is None or count != header.last_offset_delta + 1 or count * (value_bytes + _LEAST_RECORD_BYTES) > len(body):
         return None
-    tail = b"\x01" + _varint(value_bytes)
+    tail = _tail(value_bytes, 0)
     start = 0
     found: list[Iterator[tuple[bytes, ...]]] = []
     for first, end, width in _regions(count):
