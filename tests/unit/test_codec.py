@@ -1,11 +1,13 @@
 """Records to bytes and back, by every path, against an independent implementation."""
 
+import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from struct import pack_into
 from typing import Any
 
@@ -21,6 +23,7 @@ from tidelog.records.codec import Producer, Record, ValueBuffers, decode, decode
 from tidelog.records.compression import DecompressionLimits, compress, decompress
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+WITHOUT_EXTENSIONS = bool(os.environ.get("AIOKAFKA_NO_EXTENSIONS"))
 TIME = 1_750_000_000_000
 binary = st.one_of(st.none(), st.binary(max_size=200))
 records = st.lists(
@@ -90,9 +93,23 @@ def test_columns_of_any_lengths_give_the_ordinary_bytes(values: list[bytes], tim
     assert decode_values(batch) == values
 
 
+@given(
+    longest=st.sampled_from([1, 2, 64, 4095, 4096, 4097, 20_000]),
+    count=st.sampled_from([2, 3, 63, 64, 65, 8191, 8192, 8193]),
+    chance=st.randoms(use_true_random=False),
+)
+@settings(max_examples=15, deadline=None)
+def test_mixed_columns_give_the_ordinary_bytes_at_every_width_of_a_delta_and_a_length(longest: int, count: int, chance: Random) -> None:
+    values = [b"x" * chance.choice([0, 1, 55, 58, 63, 64, 100]) for _ in range(count - 1)] + [b"y" * longest]
+    batch = encode_many(values, timestamps_ms=TIME)
+    assert batch == encode([Record(value, timestamp_ms=TIME) for value in values])
+    assert decode_values(batch) == values
+
+
 @given(size=st.sampled_from([0, 1, 55, 58, 59, 63, 64, 100, 8191]), count=st.sampled_from([1, 2, 63, 64, 65, 8191, 8192, 8193]))
 @settings(max_examples=30, deadline=None)
 def test_uniform_columns_give_the_ordinary_bytes_at_every_width_of_a_delta(size: int, count: int) -> None:
+    count = min(count, 65) if size > 1000 else count  # enough for two widths, without making tens of megabytes
     values = [index.to_bytes(4, "big") * (size // 4) + b"x" * (size % 4) for index in range(count)]
     batch = encode_many(values, timestamps_ms=TIME)
     assert batch == encode([Record(value, timestamp_ms=TIME) for value in values])
@@ -129,16 +146,24 @@ def test_columns_of_unequal_length_and_empty_batches_are_refused() -> None:
         encode([Record(b"x" * 100)], compression="brotli")
 
 
-def test_the_pure_python_codec_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_codec_under_test_is_pure_python_where_that_was_asked_for() -> None:
     from aiokafka.record import default_records
 
-    rows = [Record(b"v%d" % n, b"k" if n % 2 else None, TIME + n, (("h", b"1"),)) for n in range(300)]
-    compiled = encode(rows)
-    decoded = decode(compiled)
-    monkeypatch.setattr(default_records, "DefaultRecordBatchBuilder", default_records._DefaultRecordBatchBuilderPy)
-    monkeypatch.setattr(default_records, "DefaultRecordBatch", default_records._DefaultRecordBatchPy)
-    assert encode(rows) == compiled
-    assert decode(compiled) == decoded
+    pure = (default_records._DefaultRecordBatchBuilderPy, default_records._DefaultRecordBatchPy)
+    assert ((default_records.DefaultRecordBatchBuilder, default_records.DefaultRecordBatch) == pure) == WITHOUT_EXTENSIONS
+
+
+@pytest.mark.skipif(WITHOUT_EXTENSIONS, reason="this is that run")
+def test_everything_here_holds_without_the_compiled_codec_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not bomb", __file__],  # bombs never reach the codec
+        cwd=GOLDEN.parent.parent,
+        env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", ["plain", "stamped", "uniform", "gzip"])
