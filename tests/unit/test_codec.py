@@ -20,7 +20,6 @@ from tidelog.errors import CorruptBatch, InvalidRequest, RecordTooLarge
 from tidelog.records import codec
 from tidelog.records.batch import COMPRESSIONS, scan, stamp
 from tidelog.records.codec import Producer, Record, ValueBuffers, decode, decode_buffers, decode_values, encode, encode_many
-from tidelog.records.compression import DecompressionLimits, compress, decompress
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 WITHOUT_EXTENSIONS = bool(os.environ.get("AIOKAFKA_NO_EXTENSIONS"))
@@ -156,7 +155,7 @@ def test_the_codec_under_test_is_pure_python_where_that_was_asked_for() -> None:
 @pytest.mark.skipif(WITHOUT_EXTENSIONS, reason="this is that run")
 def test_everything_here_holds_without_the_compiled_codec_too() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not bomb", __file__],  # bombs never reach the codec
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
         cwd=GOLDEN.parent.parent,
         env={**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"},
         capture_output=True,
@@ -252,43 +251,6 @@ def test_two_batches_are_not_decoded_as_one() -> None:
     one = encode([Record(b"x")])
     with pytest.raises(CorruptBatch, match="there are 2; scan them"):
         decode(one + one)
-
-
-@pytest.mark.parametrize("compression", COMPRESSIONS[1:])
-def test_a_bomb_is_refused_by_size_and_by_ratio(compression: str) -> None:
-    bomb = compress(bytes(20_000_000), compression)
-    with pytest.raises(CorruptBatch, match="grow beyond 1000000"):
-        decompress(bomb, compression, limits=DecompressionLimits(max_bytes=1_000_000, max_ratio=10**9))
-    with pytest.raises(CorruptBatch, match="grow beyond"):
-        decompress(bomb, compression, limits=DecompressionLimits(max_ratio=2))
-    assert decompress(bomb, compression, limits=DecompressionLimits(max_ratio=10**9)) == bytes(20_000_000)
-
-
-@pytest.mark.parametrize("compression", COMPRESSIONS[1:])
-def test_a_bomb_takes_no_more_memory_than_the_limit_allows(compression: str) -> None:
-    """A child with 1 GiB of address space refuses 4 GiB in disguise."""
-    program = f"""
-import resource, zlib
-from tidelog.errors import CorruptBatch
-from tidelog.records.compression import DecompressionLimits, compress, decompress
-part = compress(bytes(64 * 1024 * 1024), {compression!r})
-bomb = part * 8 if {compression!r} != "snappy" else part
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-try:
-    decompress(bomb, {compression!r}, limits=DecompressionLimits(max_bytes=16 * 1024 * 1024, max_ratio=10**9))
-except CorruptBatch as error:
-    print("refused:", error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "grow beyond 16777216" in done.stdout
-
-
-@pytest.mark.parametrize("compression", COMPRESSIONS[1:])
-def test_damaged_compressed_records_are_refused(compression: str) -> None:
-    packed = compress(b"some text that repeats " * 100, compression)
-    for damaged in (packed[: len(packed) // 2], b"", b"\x00" * 40):
-        with pytest.raises(CorruptBatch):
-            decompress(damaged, compression, limits=DecompressionLimits())
 
 
 def test_importing_the_codec_does_not_load_the_compiled_one() -> None:

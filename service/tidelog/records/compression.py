@@ -10,7 +10,7 @@ _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEADER = _XERIAL + bytes([0, 0, 0, 1, 0, 0, 0, 1])
 _XERIAL_BLOCK_BYTES = 32 * 1024
 _U32 = Struct(">I")
-_NO_ROOM = "failed to write whole buffer"
+_UNTOUCHED = bytes.fromhex("9d1f3b7746c2e85a")  # eight bytes that data does not happen to have just there
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ def compress(data: bytes, compression: str) -> bytes:
 def decompress(data: bytes, compression: str, *, limits: DecompressionLimits) -> bytes:
     """Return the records of a batch. Raises CorruptBatch where they cannot be had within the limits.
 
-    The output buffer starts small and doubles only while real output fills it: a claimed size allocates nothing.
+    Concatenated frames are one text. The output buffer starts small and doubles only while real output fills it: a claimed
+    size allocates nothing.
     """
     if compression == "none":
         return data
@@ -59,17 +60,20 @@ def decompress(data: bytes, compression: str, *, limits: DecompressionLimits) ->
     codec = getattr(cramjam, compression)
     room = min(most, max(4096, len(data) * 4))
     while True:
-        buffer = bytearray(room)
+        # cramjam's error does not tell whether the data stopped making sense or the room was too small; the buffer's end does.
+        buffer = bytearray(room + len(_UNTOUCHED))
+        buffer[room:] = _UNTOUCHED
         try:
             size: int = codec.decompress_into(data, buffer)
         except cramjam.DecompressionError as error:
-            if str(error) != _NO_ROOM:
+            if buffer.endswith(_UNTOUCHED):
                 raise CorruptBatch(f"its {compression} records cannot be decompressed: {error}", position=HEADER_BYTES) from error
-            if room == most:
-                raise _too_much(len(data), most, compression) from error
-            room = min(most, room * 2)
         else:
-            return bytes(memoryview(buffer)[:size])
+            if size <= most:
+                return bytes(memoryview(buffer)[:size])
+        if room == most:
+            raise _too_much(len(data), most, compression)
+        room = min(most, room * 2)
 
 
 def _snappy(data: bytes, most: int, cramjam: object) -> bytes:
