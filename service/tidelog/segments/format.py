@@ -354,6 +354,16 @@ def _check_range(merged: MergedRange, chunk: Chunk, start: int) -> None:
             f"the sparse index must ascend from {chunk.position} to below {chunk.end}, but its {len(places)} positions do not",
             position=start,
         )
+    if offsets[0] < merged.base_offset or offsets[-1] >= merged.next_offset:
+        raise CorruptSegment(
+            f"the sparse index runs from offset {offsets[0]} to {offsets[-1]}, beyond {merged.base_offset} to {merged.next_offset}",
+            position=start,
+        )
+    times = [entry.max_timestamp_ms for entry in merged.index]
+    if times != sorted(times) or times[-1] != chunk.max_timestamp_ms:
+        raise CorruptSegment(
+            f"the largest timestamps in the sparse index must ascend to {chunk.max_timestamp_ms}, but do not", position=start
+        )
 
 
 def _check_unstamped(headers: Sequence[BatchHeader], chunk: Chunk) -> None:
