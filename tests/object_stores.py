@@ -1,8 +1,6 @@
 """The object stores that the contract suite runs on."""
 
-import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -31,18 +29,20 @@ def moto_endpoint() -> Iterator[str]:
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    os.kill(server.pid, signal.SIGTERM)
-    server.wait(30)
+    try:
+        deadline = time.monotonic() + 120  # a first start compiles all of moto, on a machine that may be busy
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def new_bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Settings:
