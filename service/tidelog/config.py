@@ -86,6 +86,8 @@ class Settings(BaseModel):
         le=100_000,
         description="Budget of segment uploads; beyond it segments wait for size or latency. 0: 50 for s3://, else no limit.",
     )
+    max_stream_appends: Count = Field(10_000, description="Unanswered appends of one Produce stream; beyond it the stream is not read.")
+    max_stream_append_bytes: Bytes = Field(16 * MIB, ge=1, description="Their bytes; beyond it the stream is not read.")
     max_open_sequences: Count = Field(256, description="Segments whose appends are not all answered; beyond it nothing is sealed.")
     max_pending_references: Count = Field(100_000, description="References that wait for a commit at one leader.")
     commit_max_partitions: Count = Field(2000, description="Partitions committed in one transaction.")
@@ -107,6 +109,9 @@ class Settings(BaseModel):
     follower_poll_ms: Milliseconds = Field(200, ge=5, description="Where a leader's feed is missing, its partitions are polled this often.")
     max_subscriptions_per_stream: Count = Field(10_000, description="Partitions followed by one Consume stream.")
     max_credit_bytes: Bytes = Field(64 * MIB, ge=1024, description="Credit that one Consume stream may hold.")
+    max_read_bytes: Bytes = Field(3 * MIB, ge=1024, le=64 * MIB, description="Plain records in the answer to one Read.")
+    max_read_wait_ms: Milliseconds = Field(60_000, description="How long a Read waits for a first record at most.")
+    max_decompressed_bytes: Bytes = Field(64 * MIB, ge=65536, description="Records of one batch that are decompressed for a Read.")
 
     # ---- topics
     default_partitions: Count = Field(1, le=10_000, description="Partitions of a topic that does not say.")

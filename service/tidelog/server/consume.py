@@ -1,0 +1,208 @@
+"""One Consume stream: a task for each subscription reads as the client's credit allows, one writer sends.
+
+Nothing is read from the broker without credit, and what was read waits in a short queue: a client that does not take
+what it asked for costs at most its credit. A response of a subscription that was moved or dropped is not sent any more.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+
+import grpc
+import structlog
+
+from tidelog.broker.requests import Run
+from tidelog.config import Settings
+from tidelog.errors import InvalidRequest, TidelogError
+from tidelog.proto.v1 import log_pb2
+from tidelog.records.batch import scan
+from tidelog.server import wire
+from tidelog.server.callers import Caller
+from tidelog.server.credit import Credit
+from tidelog.server.ports import Cursor, LogBroker
+from tidelog.server.streams import leaving, next_message
+
+_QUEUED_RESPONSES = 4
+_log = structlog.get_logger(__name__)
+
+ConsumeContext = grpc.aio.ServicerContext[log_pb2.ConsumeRequest, log_pb2.ConsumeResponse]
+
+
+@dataclass(slots=True, eq=False)
+class _Subscription:
+    subscription_id: int
+    task: "asyncio.Task[None] | None" = None
+    next_offset: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    subscription: _Subscription
+    response: log_pb2.ConsumeResponse
+    data_bytes: int
+    is_end: bool
+
+
+class ConsumeStream:
+    """Serves one stream."""
+
+    def __init__(self, broker: LogBroker, settings: Settings, caller: Caller, context: ConsumeContext) -> None:
+        self._broker = broker
+        self._caller = caller
+        self._context = context
+        self._response_bytes = settings.response_bytes
+        self._most_subscriptions = settings.max_subscriptions_per_stream
+        self._credit = Credit(most=settings.max_credit_bytes)
+        self._subscriptions: dict[int, _Subscription] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._queue: asyncio.Queue[_Queued | None] = asyncio.Queue(_QUEUED_RESPONSES)
+        self._client_is_done = False
+        self._over = False
+        self._error: BaseException | None = None
+
+    async def run(self) -> None:
+        """Serve until the client leaves; or has closed its side and every subscription has ended; or the broker leaves."""
+        self._start(self._read())
+        try:
+            while not self._over:
+                queued = await self._queue.get()
+                if queued is not None and not self._over:
+                    await self._send(queued)
+            if self._error is not None:
+                raise self._error
+        finally:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def end(self) -> None:
+        """End the stream because the broker leaves."""
+        self._finish(leaving())
+
+    async def _read(self) -> None:
+        try:
+            while (message := await next_message(self._context)) is not None:
+                await self._take(message)
+        except Exception as error:  # noqa: BLE001 - passed on to the writer, which ends the stream with it
+            self._finish(error)
+            return
+        self._client_is_done = True
+        self._credit.close()
+        if not self._subscriptions:
+            self._finish(None)
+
+    async def _take(self, message: log_pb2.ConsumeRequest) -> None:
+        for subscription_id in message.drop:
+            self._drop(subscription_id)
+        for add in message.add:
+            self._drop(add.subscription_id)
+            subscription = _Subscription(add.subscription_id)
+            if len(self._subscriptions) >= self._most_subscriptions:
+                await self._refuse(subscription)
+                continue
+            self._subscriptions[add.subscription_id] = subscription
+            subscription.task = self._start(self._follow(subscription, add))
+        if message.credit_bytes:
+            self._credit.grant(message.credit_bytes)
+
+    def _start(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _drop(self, subscription_id: int) -> None:
+        subscription = self._subscriptions.pop(subscription_id, None)
+        if subscription is not None and subscription.task is not None:
+            subscription.task.cancel()
+
+    async def _refuse(self, subscription: _Subscription) -> None:
+        error = InvalidRequest(
+            f"subscription {subscription.subscription_id} was asked for, but max_subscriptions_per_stream is {self._most_subscriptions};"
+            " drop some, or open another stream"
+        )
+        await self._queue.put(_Queued(subscription, wire.end_response(subscription.subscription_id, -1, error), 0, is_end=True))
+
+    def _finish(self, error: BaseException | None) -> None:
+        if not self._over:
+            self._over = True
+            self._error = error
+            if not self._queue.full():  # a full queue wakes the writer by itself
+                self._queue.put_nowait(None)
+
+    async def _send(self, queued: _Queued) -> None:
+        subscription = queued.subscription
+        current = self._subscriptions.get(subscription.subscription_id)
+        if current is not subscription and not (current is None and subscription.task is None):
+            self._credit.give_back(queued.data_bytes)
+            return
+        await self._context.write(queued.response)
+        if queued.is_end and self._subscriptions.get(subscription.subscription_id) is subscription:
+            del self._subscriptions[subscription.subscription_id]
+            if self._client_is_done and not self._subscriptions:
+                self._finish(None)
+
+    # ---- one subscription
+
+    async def _follow(self, subscription: _Subscription, add: log_pb2.AddPartition) -> None:
+        topic, partition = add.partition.topic, add.partition.partition
+        stop = add.stop_offset if add.HasField("stop_offset") else None
+        error: TidelogError | None = None
+        try:
+            self._caller.check_read(topic)
+            start = wire.position(add.start)
+            async with self._broker.follow(topic, partition) as cursor:
+                subscription.next_offset = await cursor.resolve(start)
+                await self._push(subscription, cursor, stop)
+        except Exception as caught:  # noqa: BLE001 - whatever is wrong with one partition ends that subscription only
+            if not isinstance(caught, TidelogError):
+                _log.error("subscription_failed_unexpectedly", topic=topic, partition=partition, exc_info=caught)
+            error = wire.known(caught)
+        response = wire.end_response(subscription.subscription_id, subscription.next_offset, error)
+        await self._queue.put(_Queued(subscription, response, 0, is_end=True))
+
+    async def _push(self, subscription: _Subscription, cursor: Cursor, stop: int | None) -> None:
+        offset = subscription.next_offset
+        told: tuple[int, int, int] | None = None
+        while stop is None or offset < stop:
+            run = await self._read_run(cursor, offset)
+            if stop is not None and run.next_offset > stop:
+                run = _before(run, stop)
+            if told is None or not run.batches:
+                position = offset if run.batches else max(offset, run.next_offset)
+                if told != (told := (position, run.high_watermark, run.log_start_offset)):
+                    await self._put(subscription, wire.progress_response(subscription.subscription_id, position, run), 0)
+            if run.batches:
+                size = len(run.batches)
+                await self._put(subscription, wire.batches_response(subscription.subscription_id, run), size)
+                told = (run.next_offset, run.high_watermark, run.log_start_offset)
+            offset = max(offset, run.next_offset)
+            subscription.next_offset = offset if stop is None else min(offset, stop)
+            if offset >= run.high_watermark and (stop is None or offset < stop):
+                await cursor.wait(offset)
+
+    async def _read_run(self, cursor: Cursor, offset: int) -> Run:
+        room = await self._credit.take(self._response_bytes)
+        used = 0
+        try:
+            run = await cursor.read(offset, max_bytes=room)
+            used = len(run.batches)
+        finally:
+            self._credit.settle(room, used=used)
+        return run
+
+    async def _put(self, subscription: _Subscription, response: log_pb2.ConsumeResponse, data_bytes: int) -> None:
+        try:
+            await self._queue.put(_Queued(subscription, response, data_bytes, is_end=False))
+        except asyncio.CancelledError:
+            self._credit.give_back(data_bytes)
+            raise
+
+
+def _before(run: Run, stop: int) -> Run:
+    """Return the run without batches that lie wholly at or beyond `stop`."""
+    kept = [header for header in scan(run.batches) if header.base_offset < stop]
+    end = kept[-1].position + kept[-1].size if kept else 0
+    next_offset = max(stop, kept[-1].next_offset) if kept else stop
+    return replace(run, batches=memoryview(run.batches)[:end], next_offset=min(run.next_offset, next_offset))

@@ -1,0 +1,88 @@
+"""Who is let in: by token, by certificate, or by anyone on loopback; and which listeners may be opened at all."""
+
+import hmac
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+
+from tidelog.clock import Clock
+from tidelog.config import Settings
+from tidelog.errors import InvalidSettings, Unauthenticated
+from tidelog.server.callers import ANYONE, Caller
+from tidelog.server.reloading import Reloaded
+from tidelog.server.tokens import find_caller, load_tokens
+
+PEER_TOKEN = "tidelog-peer-token"  # noqa: S105 - the name of a metadata key
+PEERS_SERVICE = "/tidelog.v1.Peers/"
+_HEALTH_SERVICE = "/grpc.health.v1.Health/"
+_PEER = Caller("another broker")
+_log = structlog.get_logger(__name__)
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether HOST:PORT can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_listener(settings: Settings) -> None:
+    """Refuse a listener that lets strangers in, unless told to; then say so. Raises InvalidSettings."""
+    if is_loopback(settings.listen):
+        return
+    missing = []
+    if not settings.tls_certificate_file:
+        missing.append("TLS (tls_certificate_file, tls_key_file)")
+    if not settings.tokens_file and not settings.tls_client_ca_file:
+        missing.append("authentication (tokens_file, or tls_client_ca_file)")
+    if not missing:
+        return
+    lacking = " and ".join(missing)
+    if not settings.insecure:
+        raise InvalidSettings(
+            f"{settings.listen} is to be listened on, beyond loopback, but without {lacking};"
+            " set them, listen on 127.0.0.1, or allow it with insecure (--insecure)"
+        )
+    _log.warning("insecure_listener", listen=settings.listen, without=lacking, advice="whoever reaches this port can read and write")
+
+
+class Gate:
+    """Says who makes a call, or refuses it. Raises InvalidSettings where the tokens file cannot be used."""
+
+    def __init__(self, settings: Settings, *, clock: Clock) -> None:
+        self._peer_token = settings.peer_token.encode()
+        self._certificates = bool(settings.tls_client_ca_file)
+        self._open_to_peers = is_loopback(settings.listen) or settings.insecure
+        file = Path(settings.tokens_file)
+        self._tokens = Reloaded([file], lambda: load_tokens(file), clock=clock) if settings.tokens_file else None
+
+    def admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+        """Return who calls. Raises Unauthenticated."""
+        if method.startswith(_HEALTH_SERVICE):
+            return _PEER  # probes carry no token; a caller without any right
+        metadata = dict(context.invocation_metadata() or ())
+        if method.startswith(PEERS_SERVICE):
+            self._check_peer(metadata.get(PEER_TOKEN, ""))
+            return _PEER
+        if self._tokens is None:
+            return ANYONE
+        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthenticated("the call came without a token; send the metadata 'authorization: Bearer TOKEN'")
+        caller = find_caller(self._tokens.current(), token.strip())
+        if caller is None:
+            raise Unauthenticated("the call came with a token that is not known here; ask for a new one")
+        return caller
+
+    def _check_peer(self, token: str | bytes) -> None:
+        if self._peer_token:
+            said = token.encode() if isinstance(token, str) else token
+            if not hmac.compare_digest(said, self._peer_token):
+                raise Unauthenticated("a broker called with another peer_token; set the same secret on all brokers")
+        elif not (self._certificates or self._open_to_peers):
+            raise Unauthenticated("a broker called, but neither peer_token nor mTLS is set here; set one of them on all brokers")

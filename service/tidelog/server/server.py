@@ -1,0 +1,99 @@
+"""The server: listeners in front of a broker. Start-up and shutdown read as two lists."""
+
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from tidelog.clock import Clock
+from tidelog.config import Settings
+from tidelog.errors import InvalidSettings
+from tidelog.executors import Executor
+from tidelog.proto.v1 import admin_pb2_grpc, log_pb2_grpc
+from tidelog.server.addresses import host_and_port
+from tidelog.server.admin import AdminServicer
+from tidelog.server.health import HealthListener, HealthServicer
+from tidelog.server.interceptors import CallMetrics, Calls
+from tidelog.server.log import LogServicer
+from tidelog.server.ports import LogBroker
+from tidelog.server.security import Gate, check_listener
+from tidelog.server.streams import OpenStreams
+from tidelog.server.tls import server_credentials
+
+SERVICES = ("tidelog.v1.Log", "tidelog.v1.Admin")
+_log = structlog.get_logger(__name__)
+
+
+class Server:
+    """Serves one broker. `start` and `stop` are called once each, in one event loop."""
+
+    def __init__(self, broker: LogBroker, settings: Settings, *, clock: Clock, executor: Executor, registry: CollectorRegistry) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._clock = clock
+        self._executor = executor
+        self._registry = registry
+        self._streams = OpenStreams()
+        self._grpc: grpc.aio.Server | None = None
+        self._health = HealthListener(broker, registry)
+        self.address = ""
+        """HOST:PORT that is listened on, once started."""
+        self.metrics_address = ""
+
+    async def start(self) -> None:
+        """Listen and serve. Raises InvalidSettings."""
+        check_listener(self._settings)
+        gate = Gate(self._settings, clock=self._clock)
+        calls = Calls(gate, CallMetrics(self._registry), unary_timeout_ms=self._settings.max_append_timeout_ms)
+        self._grpc = grpc.aio.server(interceptors=(calls,), options=_options(self._settings))
+        self._add_services(self._grpc)
+        self.address = self._listen(self._grpc)
+        await self._grpc.start()
+        if self._settings.metrics_listen:
+            self.metrics_address = await self._health.start(self._settings.metrics_listen)
+        _log.info("server_started", address=self.address, metrics_address=self.metrics_address)
+
+    async def stop(self) -> None:
+        """End streams, answer what was taken, refuse the rest, stop listening."""
+        if self._grpc is not None:
+            self._streams.end_all()
+            await self._grpc.stop(self._settings.drain_timeout_ms / 1000)
+        await self._health.stop()
+        _log.info("server_stopped", address=self.address)
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        log = LogServicer(self._broker, self._settings, streams=self._streams, clock=self._clock, executor=self._executor)
+        log_pb2_grpc.add_LogServicer_to_server(log, server)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(self._broker, self._settings), server)
+        health = HealthServicer(self._broker, services=SERVICES, streams=self._streams)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        if self._settings.reflection:
+            reflection.enable_server_reflection((*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+
+    def _listen(self, server: grpc.aio.Server) -> str:
+        address = self._settings.listen
+        host, _ = host_and_port(address)
+        credentials = server_credentials(self._settings, clock=self._clock)
+        try:
+            port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise InvalidSettings(f"{address} was to be listened on, but cannot be: {error}; is the port taken?") from error
+        return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _options(settings: Settings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.so_reuseport", 0),  # two brokers on one port would share its connections, silently
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # what is sent is bounded where it is made
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.keepalive_time_ms", 30_000),  # finds clients that vanished without a word
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),  # brokers and clients look after their links, too
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
