@@ -1,0 +1,187 @@
+"""A broker's process: what is opened, in which order, and how it ends.
+
+SIGTERM and SIGINT drain; a second one ends the process at once, which loses nothing that was acknowledged: a crash is a
+tested path. Exit codes: 0 drained, 1 failed, 2 settings that cannot be used.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, suppress
+
+from prometheus_client import disable_created_metrics
+
+from tidelog.broker.broker import Broker
+from tidelog.clock import Clock, SystemClock
+from tidelog.config import Settings
+from tidelog.errors import InvalidSettings, TidelogError
+from tidelog.executors import ThreadExecutor
+from tidelog.metrics import Metrics
+from tidelog.randomness import system_random
+from tidelog.server.peers import GrpcPeers
+from tidelog.server.server import Server
+from tidelog.server.stores import open_bucket, open_metadata
+from tidelog.telemetry import configure, get_logger
+
+Greet = Callable[[str, str], None]
+"""Told the address and the metrics address once the broker takes appends."""
+
+_LAG_EVERY_S = 0.1
+_READY_EVERY_S = 0.01
+_log = get_logger(__name__)
+
+
+def run(settings: Settings, *, greet: Greet | None = None) -> int:
+    """Run a broker until it is told to end; return the process's exit code."""
+    configure(log_format=settings.log_format, log_level=settings.log_level)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # else a second series beside each counter, which nobody asks for
+    try:
+        asyncio.run(serve(settings, greet=greet))
+    except BaseExceptionGroup as group:
+        return _failed(list(_leaves(group)), group)
+    except TidelogError as error:
+        return _failed([error], error)
+    return 0
+
+
+async def serve(settings: Settings, *, greet: Greet | None = None) -> None:
+    """Open, serve, drain, close."""
+    stopping = _stopping()
+    async with AsyncExitStack() as stack:
+        working = asyncio.create_task(_opened(settings, stack))
+        if not await _before(stopping, working):
+            return
+        broker, server = working.result()
+        address = settings.advertise or server.address
+        life = asyncio.create_task(broker.run(address=address, peer_address=address))
+        try:
+            if await _before(stopping, asyncio.create_task(_ready(broker, life))):
+                _log.info("broker_ready", broker_id=settings.broker_id, address=address, metrics_address=server.metrics_address)
+                if greet is not None:
+                    greet(address, server.metrics_address)
+                await _before(stopping, life, cancel=False)
+            if stopping.is_set():
+                _log.info("broker_draining", timeout_ms=settings.drain_timeout_ms)
+                await broker.drain_and_end()
+        finally:
+            life.cancel()
+            with suppress(asyncio.CancelledError):
+                await life
+    _log.info("broker_ended", broker_id=settings.broker_id)
+
+
+async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Server]:
+    """Open everything from the stores upwards; the stack closes it from the server downwards."""
+    clock, chance, metrics = SystemClock(), system_random(), Metrics()
+    bucket = await open_bucket(settings, metrics=metrics, clock=clock, chance=chance)
+    stack.push_async_callback(bucket.close)
+    store = await open_metadata(settings, metrics=metrics, clock=clock)
+    stack.push_async_callback(store.close)
+    executor = ThreadExecutor("server", threads=2)
+    stack.push_async_callback(executor.close)
+    peers = GrpcPeers(settings)
+    stack.push_async_callback(peers.close)
+    broker = Broker(
+        store=store,
+        bucket=bucket,
+        peers=peers,
+        settings=settings,
+        clock=clock,
+        chance=chance,
+        executor=executor,
+        metrics=metrics,
+        broker_id=settings.broker_id,
+    )
+    await broker.start()
+    _show(broker, metrics, settings)
+    lag = asyncio.create_task(_watch_event_loop(metrics, clock))
+    stack.callback(lag.cancel)
+    server = Server(broker, settings, clock=clock, executor=executor, registry=metrics.registry)
+    stack.push_async_callback(server.stop)
+    await server.start()
+    return broker, server
+
+
+def _show(broker: Broker, metrics: Metrics, settings: Settings) -> None:
+    """Let a scrape read what the broker knows of itself."""
+
+    def epoch() -> int:
+        return broker.life.identity.broker_epoch if broker.life is not None else 0
+
+    def led() -> int:
+        return sum(row.leader_broker_epoch == epoch() for row in broker.catalog.leaderships().values())
+
+    metrics.intake_budget_bytes.set(settings.intake_budget_bytes)
+    metrics.broker_epoch.set_function(epoch)
+    metrics.lease_remaining_seconds.set_function(lambda: broker.life.lease.remaining_s if broker.life is not None else 0)
+    metrics.members.set_function(lambda: len(broker.catalog.membership.brokers))
+    metrics.led_partitions.set_function(led)
+
+
+async def _watch_event_loop(metrics: Metrics, clock: Clock) -> None:
+    while True:
+        began = clock.monotonic()
+        await asyncio.sleep(_LAG_EVERY_S)
+        metrics.event_loop_lag_seconds.observe(max(0.0, clock.monotonic() - began - _LAG_EVERY_S))
+
+
+async def _ready(broker: Broker, life: "asyncio.Task[None]") -> None:
+    """Wait until the broker takes appends. Raises what ended its life."""
+    while broker.ready() is not None:
+        await asyncio.wait([life], timeout=_READY_EVERY_S)
+        if life.done():
+            life.result()
+            return
+
+
+async def _before(stopping: asyncio.Event, work: "asyncio.Task[object]", *, cancel: bool = True) -> bool:
+    """Wait for `work` and return True; or False where the process is told to stop before. Raises what `work` raises."""
+    told = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([told, work], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()
+    if work.done():
+        work.result()
+        return True
+    if cancel:
+        work.cancel()
+        await asyncio.wait([work])
+    return False
+
+
+def _stopping() -> asyncio.Event:
+    """Return an event that the first signal sets. The second ends the process."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def told(number: signal.Signals) -> None:
+        if stopping.is_set():
+            _log.warning("ended_at_once", signal=number.name)
+            os._exit(1)
+        _log.info("told_to_end", signal=number.name, advice="once more ends at once")
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told, number)
+    return stopping
+
+
+def _failed(errors: list[BaseException], whole: BaseException) -> int:
+    """Say why the process ends, in sentences where they are known; return the exit code."""
+    if not all(isinstance(error, TidelogError) for error in errors):
+        _log.error("broker_failed", exc_info=whole)
+        return 1
+    for error in errors:
+        assert isinstance(error, TidelogError)
+        _log.error("broker_failed", reason=error.reason, problem=str(error))
+    return 2 if all(isinstance(error, InvalidSettings) for error in errors) else 1
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
