@@ -20,6 +20,9 @@ from tidelog.records.compression import DecompressionLimits, compress, decompres
 
 _HEAD = Struct(">qiibI")
 _COVERED = Struct(">hiqqqhii")
+_COVERED_FROM = _HEAD.size
+_PRODUCER = Struct(">qhi")
+_PRODUCER_AT = 22  # within what the CRC covers
 _WHOLE_BATCH = 1 << 30
 _CACHED_RECORDS = 1 << 16
 _CACHED_LENGTHS = 1 << 12
@@ -137,6 +140,13 @@ def decode_buffers(batch: Buffer, *, limits: DecompressionLimits = _DEFAULT_LIMI
     validity = _bitmap(values) if None in values else None
     present = [value or b"" for value in values] if validity else values
     return ValueBuffers(array("i", accumulate(map(len, present), initial=0)), b"".join(present), validity)
+
+
+def reassigned(batch: bytes, producer: Producer) -> bytes:
+    """Return one batch of this module's making under another producer id, epoch and sequence; its records stay as they are."""
+    covered = bytearray(memoryview(batch)[_COVERED_FROM:])
+    _PRODUCER.pack_into(covered, _PRODUCER_AT, producer.producer_id, producer.producer_epoch, producer.base_sequence)
+    return b"".join((_HEAD.pack(0, len(covered) + 9, -1, 2, crc32c(covered)), covered))
 
 
 # ---- one batch's frame

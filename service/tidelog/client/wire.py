@@ -1,0 +1,92 @@
+"""Errors as they come over the wire, back into classes of the tree."""
+
+from collections.abc import Iterator, Mapping
+
+import grpc
+import grpc.aio
+from google.rpc import error_details_pb2, status_pb2
+
+from tidelog import errors
+from tidelog.errors import TidelogError
+from tidelog.proto.v1 import log_pb2 as pb
+
+_STORES = (errors.StoreOutcomeUnknown, errors.MetadataOutcomeUnknown)
+"""They share their reason with OutcomeUnknown, which is what a client is told."""
+
+
+def _tree(root: type[TidelogError]) -> Iterator[type[TidelogError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+_CLASSES = {found.reason: found for found in _tree(TidelogError) if found not in _STORES}
+
+_BY_STATUS: dict[grpc.StatusCode, type[TidelogError]] = {
+    grpc.StatusCode.UNAVAILABLE: errors.NotReady,
+    grpc.StatusCode.CANCELLED: errors.NotReady,
+    grpc.StatusCode.ABORTED: errors.NotReady,
+    grpc.StatusCode.INTERNAL: errors.NotReady,  # a stream that was reset
+    grpc.StatusCode.UNKNOWN: errors.NotReady,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.TimedOut,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Throttled,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
+}
+
+
+def error_of(error: pb.Error) -> TidelogError:
+    """Return an item's error as one of the tree; a reason that this release does not know is a TidelogError that carries it."""
+    return _error(error.reason, error.message, error.metadata, retriable=error.retriable)
+
+
+def error_of_call(error: grpc.aio.AioRpcError, *, address: str) -> TidelogError:
+    """Return a failed call's error. Where no broker has spoken (`has_spoken`), it says what the transport reports."""
+    info = _info(error)
+    if info is None:
+        message = f"{address} was called and gave no answer: {error.code().name}, {error.details()}"
+        return _BY_STATUS.get(error.code(), TidelogError)(message)
+    told = info.metadata.get("retriable")
+    return _error(info.reason, error.details() or "", info.metadata, retriable=None if told is None else told == "true")
+
+
+def has_spoken(error: grpc.aio.AioRpcError) -> bool:
+    """Return whether a broker gave this error; without its word, what was asked may or may not have been done (I5)."""
+    return _info(error) is not None
+
+
+def _info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return info
+    return None
+
+
+def _error(reason: str, message: str, metadata: Mapping[str, str], *, retriable: bool | None) -> TidelogError:
+    found = _CLASSES.get(reason)
+    error: TidelogError
+    if found is errors.OffsetOutOfRange:
+        error = errors.OffsetOutOfRange(
+            message, log_start_offset=_number(metadata, "log_start_offset"), high_watermark=_number(metadata, "high_watermark")
+        )
+    elif found is errors.BrokerIdTaken:
+        error = errors.BrokerIdTaken(message, expires_in_ms=_number(metadata, "expires_in_ms"))
+    elif found in (errors.CorruptBatch, errors.CorruptSegment):
+        error = found.__new__(found, message)  # their constructors make a message of a position; this one is made already
+        vars(error).update(problem=message, position=_number(metadata, "position"))
+    else:
+        error = (found or TidelogError)(message)
+    if found is None:
+        vars(error)["reason"] = reason
+    if retriable is not None and retriable != error.retriable:
+        vars(error)["retriable"] = retriable  # the broker knows better than the class
+    return error
+
+
+def _number(metadata: Mapping[str, str], name: str) -> int:
+    text = metadata.get(name, "")
+    return int(text) if text.lstrip("-").isdecimal() else -1
