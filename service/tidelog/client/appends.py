@@ -354,6 +354,8 @@ class PartitionQueue:
         """Let go of answered heads, and begin anew where repair has failed and nothing is out any more."""
         while self.window and self.window[0].state is State.DONE:
             self.window.popleft()
+        if not self.window:
+            self._repairing, self.resend_at = False, 0.0
         if self._unrepairable is None or any(append.state is State.OUT for append in self.window):
             return
         error, self._unrepairable = self._unrepairable, None

@@ -28,7 +28,7 @@ Answer = TypeVar("Answer")
 CALL_TIMEOUT_S = 30.0
 _ATTEMPT_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
-_DRAINED_FOR_S = 10.0
+_LEFT_FOR_S = 5.0
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -88,8 +88,12 @@ class Broker:
         self.order = order
         self.zone = ""
         self.failures = 0
+        self.retry_at = 0.0
+        """Nothing is tried here before."""
         self.avoid_until = 0.0
+        """Until then, others come first."""
         self._credentials = credentials
+        self._left: list[grpc.aio.Channel] = []
         self._open()
 
     def _open(self) -> None:
@@ -113,9 +117,15 @@ class Broker:
         self._open()
         return False
 
+    def leave(self) -> None:
+        """Have new calls make a new connection, which behind a balancer leads elsewhere; calls on the old one go on."""
+        self._left.append(self._channel)
+        self._open()
+
     async def close(self) -> None:
-        """Close the channel, and all calls on it."""
-        await self._channel.close()
+        """Close all connections, and all calls on them."""
+        for channel in (*self._left, self._channel):
+            await channel.close()
 
 
 class Brokers:
@@ -146,28 +156,30 @@ class Brokers:
         """Return a connected broker, the preferred one of those that have not failed lately; waits as long as there is none."""
         while True:
             now = self.clock.monotonic()
-            usable = [broker for broker in self._known.values() if broker.avoid_until <= now]
+            usable = [broker for broker in self._known.values() if broker.retry_at <= now]
             if not usable:
-                await asyncio.sleep(min(broker.avoid_until for broker in self._known.values()) - now)
+                await asyncio.sleep(min(broker.retry_at for broker in self._known.values()) - now)
                 continue
-            broker = min(usable, key=self._rank)
+            broker = min(usable, key=lambda known: self._rank(known, now))
             if await broker.connected():
                 return broker
             self.failed(broker)
 
-    def _rank(self, broker: Broker) -> tuple[int, float]:
-        if self._zone and broker.zone == self._zone:
-            return 0, broker.order
-        return (1 if broker.given else 2), broker.order
+    def _rank(self, broker: Broker, now: float) -> tuple[bool, int, float]:
+        of_the_zone = bool(self._zone) and broker.zone == self._zone
+        place = 0 if of_the_zone else 1 if broker.given else 2
+        return broker.avoid_until > now, place, broker.order
 
     def failed(self, broker: Broker) -> None:
         """Leave a broker alone for a moment, longer with each failure in a row."""
         broker.failures += 1
-        broker.avoid_until = self.clock.monotonic() + pause_s(broker.failures, self.chance)
+        broker.retry_at = self.clock.monotonic() + pause_s(broker.failures, self.chance)
 
-    def draining(self, broker: Broker) -> None:
-        """Leave a broker that is about to go, for as long as it takes."""
-        broker.avoid_until = self.clock.monotonic() + _DRAINED_FOR_S * (0.5 + self.chance.random())
+    def leave(self, broker: Broker) -> None:
+        """Let others come first for a while, as this one is about to go or cannot do what is asked; it is better than none."""
+        self.failed(broker)
+        broker.avoid_until = self.clock.monotonic() + _LEFT_FOR_S * (0.5 + self.chance.random())
+        broker.leave()
 
     def worked(self, broker: Broker) -> None:
         """Forget a broker's failures."""
@@ -204,7 +216,7 @@ class Brokers:
                     if not repeatable and error.retriable:
                         raise OutcomeUnknown(f"{error}; it may have been done: look before you try again") from failure
                 elif isinstance(error, Draining):
-                    self.draining(broker)
+                    self.leave(broker)
                 if not error.retriable or (isinstance(error, OutcomeUnknown) and not repeatable):
                     raise error from failure
             else:
@@ -230,5 +242,5 @@ class Brokers:
                 known = self._known.get(told.address) or self._add(told.address, given=False)
                 known.zone = told.zone
                 if told.draining:
-                    self.draining(known)
+                    known.avoid_until = max(known.avoid_until, self.clock.monotonic() + _LEFT_FOR_S)
         return answer

@@ -276,7 +276,7 @@ class Consumption:
                 if not error.retriable:
                     raise error from failure
                 if isinstance(error, Draining):
-                    self._brokers.draining(broker)
+                    self._brokers.leave(broker)
                 else:
                     self._brokers.failed(broker)
             except asyncio.InvalidStateError:  # a write to a call that has ended
@@ -327,7 +327,7 @@ class Consumption:
                 elif event == "progress":
                     self._progress(response.progress)
                 elif event == "end" and self._end(response.end):
-                    self._brokers.draining(broker)
+                    self._brokers.leave(broker)
                     return
         finally:
             call.cancel()

@@ -549,7 +549,7 @@ class Producer:
                 for queue in self._queues.values():
                     queue.fail_all(error)
             if stream.leaving_by is not None or isinstance(error, Draining):
-                self._brokers.draining(broker)
+                self._brokers.leave(broker)
             else:
                 self._brokers.failed(broker)
 

@@ -20,7 +20,7 @@ def _tree(root: type[TidelogError]) -> Iterator[type[TidelogError]]:
         yield from _tree(child)
 
 
-_CLASSES = {found.reason: found for found in _tree(TidelogError) if found not in _STORES}
+_CLASSES = {found.reason: found for found in _tree(TidelogError) if "reason" in vars(found) and found not in _STORES}
 
 _BY_STATUS: dict[grpc.StatusCode, type[TidelogError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.NotReady,
