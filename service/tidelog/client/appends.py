@@ -35,7 +35,7 @@ class Batch:
     """Records of one partition that travel together, as columns; a column that nothing needs is None."""
 
     __slots__ = (
-        "deadline", "due", "ended", "expected_next_offset", "finished", "futures", "headers", "indices", "keys", "opened_at_ms",
+        "deadline", "due", "ended", "expected_next_offset", "finished", "futures", "headers", "indices", "is_plain", "keys", "opened_at_ms",
         "size", "timestamps", "values",
     )  # fmt: skip
 
@@ -45,6 +45,8 @@ class Batch:
         self.expected_next_offset = expected_next_offset
         self.due = False
         self.ended = False
+        self.is_plain = True
+        """Values are all there is."""
         self.size = 0
         self.values: list[bytes | None] = []
         self.keys: list[bytes | None] | None = None
@@ -57,6 +59,7 @@ class Batch:
 
     def add(self, value: bytes | None, key: bytes | None, headers: Headers, timestamp_ms: int | None, size: int) -> None:
         """Add one record."""
+        self.is_plain = False
         before = len(self.values)
         self.values.append(value)
         self.size += size
@@ -77,6 +80,7 @@ class Batch:
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, timestamps: Sequence[int] | None, size: int
     ) -> None:
         """Add a column of records without headers."""
+        self.is_plain = self.is_plain and keys is None and timestamps is None
         before, more = len(self.values), len(values)
         self.values += values
         self.size += size

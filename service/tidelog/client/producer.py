@@ -70,6 +70,8 @@ class _Topic:
     asked_at: float = 0.0
     asking: "asyncio.Task[None] | None" = None
     sticky: PartitionQueue | None = None
+    """Where records without a key go now, for so many bytes more."""
+    sticky_bytes: int = 0
     held: deque[_Held] = field(default_factory=deque)
 
 
@@ -232,7 +234,7 @@ class Producer:
             if known.held or not known.partitions:
                 self._hold(known, _Held(value, key, headers, timestamp_ms, size, future))
                 return future
-            queue = self._choose(known) if key is None else self._queue(topic, partition_of(key, known.partitions))
+            queue = self._choose(known, size) if key is None else self._queue(topic, partition_of(key, known.partitions))
         self._buffered += size
         self._add(queue, value, key, headers, timestamp_ms, size, future, expected_next_offset)
         return future
@@ -266,7 +268,7 @@ class Producer:
             chunk_times = None if timestamps is None else [timestamps[index] for index in indices]
             for start, end, size in self._chunks(column, chunk_keys):
                 await self._room_for(size)
-                queue = self._choose(known) if chosen is None else self._queue(topic, chosen)
+                queue = self._choose(known, size) if chosen is None else self._queue(topic, chosen)
                 future: asyncio.Future[Ack] = self._loop.create_future()
                 self._buffered += size
                 self._add_many(
@@ -321,11 +323,13 @@ class Producer:
                 queue.identify(self._identity)
         return queue
 
-    def _choose(self, topic: _Topic) -> PartitionQueue:
-        """Return the partition for records without a key: one for a batch's worth, then the emptier of two others."""
+    def _choose(self, topic: _Topic, size: int) -> PartitionQueue:
+        """Return the partition for so many bytes without a key: one for a batch's worth, then the emptier of two others."""
         sticky = topic.sticky
-        if sticky is None or (topic.partitions > 1 and (sticky.open is None or sticky.open.size >= self._full_bytes)):
-            drawn = [int(self._brokers.chance.random() * topic.partitions) for _ in range(2)]
+        topic.sticky_bytes -= size
+        if sticky is None or topic.sticky_bytes < 0 or sticky.open is None:
+            topic.sticky_bytes = self._full_bytes
+            drawn = {int(self._brokers.chance.random() * topic.partitions) for _ in range(2)}
             sticky = topic.sticky = min(
                 (self._queue(topic.name, partition) for partition in drawn),
                 key=lambda queue: len(queue.window) + len(queue.closed) + (queue.open is not None),
@@ -341,7 +345,11 @@ class Producer:
             batch = self._batch_for(queue, size, expected_next_offset)
         batch.indices.append(len(batch.values))
         batch.futures.append(future)
-        batch.add(value, key, headers, timestamp_ms, size)
+        if batch.is_plain and key is None and timestamp_ms is None and not headers:
+            batch.values.append(value)
+            batch.size += size
+        else:
+            batch.add(value, key, headers, timestamp_ms, size)
         if batch.size >= self._full_bytes or expected_next_offset is not None:
             self._fill(queue, batch)
 
@@ -493,7 +501,11 @@ class Producer:
                 topic.asking = None
         held, topic.held = topic.held, deque()
         for record in held:
-            queue = self._choose(topic) if record.key is None else self._queue(topic.name, partition_of(record.key, topic.partitions))
+            queue = (
+                self._choose(topic, record.size)
+                if record.key is None
+                else self._queue(topic.name, partition_of(record.key, topic.partitions))
+            )
             self._add(queue, record.value, record.key, record.headers, record.timestamp_ms, record.size, record.future)
 
     def _hold(self, topic: _Topic, record: _Held) -> None:
