@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tidelog.client.consumer import ConsumedBatch as ConsumedBatch
     from tidelog.client.consumer import ConsumedRecord as ConsumedRecord
     from tidelog.client.producer import Producer as Producer
+    from tidelog.embedding import embedded as embedded
     from tidelog.errors import TidelogError as TidelogError
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "TidelogError": "tidelog.errors",
     "TopicDescription": "tidelog.client.admin",
     "connect": "tidelog.client.client",
+    "embedded": "tidelog.embedding",
 }
 
 

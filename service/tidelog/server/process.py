@@ -45,9 +45,9 @@ def run(settings: Settings, *, greet: Greet | None = None) -> int:
     return 0
 
 
-async def serve(settings: Settings, *, greet: Greet | None = None) -> None:
-    """Open, serve, drain, close."""
-    stopping = _stopping()
+async def serve(settings: Settings, *, greet: Greet | None = None, stopping: asyncio.Event | None = None) -> None:
+    """Open, serve, drain, close. `stopping` tells it to end; None: signals do."""
+    stopping = stopping or _stopping()
     async with AsyncExitStack() as stack:
         working = asyncio.create_task(_opened(settings, stack))
         if not await _before(stopping, working):
