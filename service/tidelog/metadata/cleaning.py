@@ -4,7 +4,6 @@ The order of the statements in `condemn` is the proof: first that nobody can com
 later statement that sees all that was committed until then, that no live extent refers to it.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -82,14 +81,14 @@ def condemn(tx: Transaction, *, segments: Iterable[tuple[int, int]]) -> Verdict:
         for row in tx.rows(
             f"SELECT DISTINCT e.broker_epoch, e.sequence FROM {fragment} JOIN extents e"
             " ON e.broker_epoch = r.broker_epoch AND e.sequence = r.sequence",
-            segments=json.dumps(wanted),
+            segments=wanted,
         )
     )
     condemned = final - live
     if condemned:
         tx.execute(
             f"DELETE FROM released_extents WHERE (broker_epoch, sequence) IN (SELECT r.broker_epoch, r.sequence FROM {fragment})",
-            segments=json.dumps(sorted(condemned)),
+            segments=sorted(condemned),
         )
     return Verdict(condemned, live)
 
@@ -104,7 +103,7 @@ def forget_released(tx: Transaction, *, notes: Sequence[ReleasedSegment]) -> Non
         tx.execute(
             "DELETE FROM released_segments WHERE (broker_epoch, sequence, released_at_ms) IN"
             f" (SELECT r.broker_epoch, r.sequence, r.released_at_ms FROM {fragment})",
-            notes=json.dumps(sorted((note.broker_epoch, note.sequence, note.released_at_ms) for note in notes)),
+            notes=sorted((note.broker_epoch, note.sequence, note.released_at_ms) for note in notes),
         )
 
 
@@ -128,7 +127,7 @@ def drop_deleted_topic(tx: Transaction, *, topic_id: str) -> bool:
     own = tx.rows(
         "SELECT partition_id FROM partitions WHERE topic_id = :topic_id ORDER BY partition_id" + tx.for_update(), topic_id=topic_id
     )
-    ids = json.dumps([[row.partition_id] for row in own])
+    ids = [[row.partition_id] for row in own]
     among = "partition_id IN (SELECT r.partition_id FROM " + tx.recordset("ids", "r", partition_id="bigint") + ")"
     if tx.rows(f"SELECT partition_id FROM extents WHERE {among} LIMIT 1", ids=ids):
         return False

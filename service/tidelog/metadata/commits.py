@@ -5,11 +5,12 @@ references may not be committed as proposed, drops out; the rest commits. What d
 transaction has locked, the writers' before the partitions', each in ascending order.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+import orjson
 
 from tidelog.metadata.extents import Extent, find_extents
 from tidelog.metadata.leadership import ProducerWindow
@@ -127,12 +128,12 @@ def _lock(tx: Transaction, proposals: Sequence[PartitionCommit]) -> tuple[int, d
         + ") SELECT 0 AS kind, broker_epoch AS id, resolved_sequence AS a, CASE WHEN ended THEN 1 ELSE 0 END AS b FROM w"
         " UNION ALL SELECT 1, partition_id, leader_epoch, next_offset FROM p"
         f" UNION ALL SELECT 2, {tx.now}, 0, 0",
-        writers=json.dumps([[epoch] for epoch in sorted({e.broker_epoch for p in proposals for e in p.extents})]),
-        partitions=json.dumps([[p.partition_id] for p in proposals]),
+        writers=[[epoch] for epoch in sorted({e.broker_epoch for p in proposals for e in p.extents})],
+        partitions=[[p.partition_id] for p in proposals],
     )
-    resolved = {row.id: row.a for row in rows if row.kind == 0 and not row.b}
-    state = {row.id: (row.a, row.b) for row in rows if row.kind == 1}
-    (now_ms,) = (row.id for row in rows if row.kind == 2)
+    resolved = {broker_epoch: sequence for kind, broker_epoch, sequence, ended in rows if kind == 0 and not ended}
+    state = {partition_id: (leader_epoch, next_offset) for kind, partition_id, leader_epoch, next_offset in rows if kind == 1}
+    (now_ms,) = (now for kind, now, _, _ in rows if kind == 2)
     return now_ms, resolved, state
 
 
@@ -168,10 +169,11 @@ def _decide(
 
 
 def _overlapping(partition_id: int, extent: NewExtent, found: dict[tuple[int, int, int], list[Extent]]) -> tuple[Extent, ...]:
+    same_chunk = found.get((partition_id, extent.broker_epoch, extent.sequence))
+    if not same_chunk:
+        return ()
     return tuple(
-        old
-        for old in found.get((partition_id, extent.broker_epoch, extent.sequence), ())
-        if old.position < extent.position + extent.length and extent.position < old.position + old.length
+        old for old in same_chunk if old.position < extent.position + extent.length and extent.position < old.position + old.length
     )
 
 
@@ -191,34 +193,35 @@ def _end(proposal: PartitionCommit) -> int:
 
 
 def _write(tx: Transaction, broker_epoch: int, accepted: Sequence[PartitionCommit], now_ms: int) -> None:
-    extents = []
+    extents: list[tuple[int, ...]] = []
+    ends = []
     for proposal in accepted:
         offset = proposal.next_offset
         for e in proposal.extents:
-            end = offset + e.record_count
             extents.append(
                 (
-                    proposal.partition_id, offset, end, e.broker_epoch, e.sequence, e.position,
+                    proposal.partition_id, offset, e.broker_epoch, e.sequence, e.position,
                     e.length, e.record_count, e.max_timestamp_ms, proposal.leader_epoch,
                 )
             )  # fmt: skip
-            offset = end
+            offset += e.record_count
+        ends.append((proposal.partition_id, offset))
     producers = [
-        (proposal.partition_id, window.producer_id, window.producer_epoch, window.batches)
+        # As text within the JSON, which the database need not parse.
+        (proposal.partition_id, window.producer_id, window.producer_epoch, orjson.dumps(window.batches).decode())
         for proposal in accepted
         for window in proposal.producers
     ]
     statements = [
         "INSERT INTO extents (partition_id, base_offset, next_offset, broker_epoch, sequence, position, length, record_count,"
         " max_timestamp_ms, leader_epoch, level, commit_time_ms)"
-        " SELECT r.partition_id, r.base_offset, r.next_offset, r.broker_epoch, r.sequence, r.position, r.length, r.record_count,"
-        " r.max_timestamp_ms, r.leader_epoch, 0, CAST(:now AS bigint) FROM "
+        " SELECT r.partition_id, r.base_offset, r.base_offset + r.record_count, r.broker_epoch, r.sequence, r.position, r.length,"
+        " r.record_count, r.max_timestamp_ms, r.leader_epoch, 0, CAST(:now AS bigint) FROM "
         + tx.recordset(
             "extents",
             "r",
             partition_id="bigint",
             base_offset="bigint",
-            next_offset="bigint",
             broker_epoch="bigint",
             sequence="bigint",
             position="bigint",
@@ -243,8 +246,8 @@ def _write(tx: Transaction, broker_epoch: int, accepted: Sequence[PartitionCommi
     tx.execute_all(
         statements,
         now=now_ms,
-        extents=json.dumps(extents),
-        partitions=json.dumps([(p.partition_id, _end(p)) for p in accepted]),
+        extents=extents,
+        producers=producers,
+        partitions=ends,
         broker_epoch=broker_epoch,
-        **({"producers": json.dumps(producers)} if producers else {}),
     )

@@ -4,7 +4,6 @@ An extent that is no longer read moves to `released_extents` and its segment is 
 answer to a late retry stays until the object goes (I5), and the cleaner learns where to look (I7).
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -94,7 +93,7 @@ def read_extents(
         + ("" if max_extents_each is None else " AND e.base_offset < coalesce((SELECT g.base_offset FROM extents g WHERE"
            " g.partition_id = r.partition_id AND g.base_offset > r.at ORDER BY g.base_offset LIMIT 1 OFFSET :each), 9223372036854775807)")
         + " ORDER BY p.partition_id, e.base_offset LIMIT :most",
-        positions=json.dumps(list(positions)),
+        positions=list(positions),
         most=max_extents + len(positions),
         **({} if max_extents_each is None else {"each": max_extents_each}),
     )  # fmt: skip
@@ -111,7 +110,7 @@ def read_extents(
             "SELECT partition_id, log_start_offset, next_offset FROM partitions WHERE partition_id IN (SELECT r.partition_id FROM "
             + tx.recordset("missing", "r", partition_id="bigint")
             + ")",
-            missing=json.dumps([[partition_id] for partition_id in missing]),
+            missing=[[partition_id] for partition_id in missing],
         )
         if missing
         else ()
@@ -135,7 +134,7 @@ def writers(tx: Transaction, *, broker_epochs: Iterable[int]) -> tuple[Writer, .
         "SELECT broker_epoch, broker_id, incarnation FROM writers WHERE broker_epoch IN (SELECT r.broker_epoch FROM "
         + tx.recordset("epochs", "r", broker_epoch="bigint")
         + ") ORDER BY broker_epoch",
-        epochs=json.dumps([[epoch] for epoch in epochs]),
+        epochs=[[epoch] for epoch in epochs],
     )
     return tuple(Writer(*row) for row in rows)
 
@@ -145,7 +144,7 @@ def find_extents(tx: Transaction, *, segments: Iterable[tuple[int, int, int]]) -
 
     Ask for the writer first where absence is to mean something: see `find_references`.
     """
-    wanted = json.dumps(sorted(segments))
+    wanted = sorted(segments)
     fragment = tx.recordset("wanted", "r", partition_id="bigint", broker_epoch="bigint", sequence="bigint")
     join = " ON e.broker_epoch = r.broker_epoch AND e.sequence = r.sequence AND e.partition_id = r.partition_id"
     rows = tx.rows(
@@ -178,7 +177,7 @@ def final_segments(tx: Transaction, *, segments: Iterable[tuple[int, int]]) -> f
             "SELECT broker_epoch, resolved_sequence FROM writers WHERE NOT ended AND broker_epoch IN (SELECT r.broker_epoch FROM "
             + tx.recordset("epochs", "r", broker_epoch="bigint")
             + ")",
-            epochs=json.dumps([[epoch] for epoch in sorted({epoch for epoch, _ in wanted})]),
+            epochs=[[epoch] for epoch in sorted({epoch for epoch, _ in wanted})],
         )
     }
     return frozenset((epoch, sequence) for epoch, sequence in wanted if epoch not in living or sequence <= living[epoch])
@@ -328,14 +327,14 @@ def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSourc
         + tx.recordset("bases", "r", base_offset="bigint")
         + f") RETURNING {_COLUMNS}",
         partition_id=partition_id,
-        bases=json.dumps([[source.extent.base_offset] for source in sources]),
+        bases=[[source.extent.base_offset] for source in sources],
     )
     moved = {Extent(*row) for row in gone}
     columns: dict[str, ColumnType] = {column.strip(): "bigint" for column in _COLUMNS.split(",")}
     tx.execute(
         f"INSERT INTO released_extents ({_COLUMNS}) SELECT {', '.join('r.' + column for column in columns)} FROM "
         + tx.recordset("moved", "r", **columns),
-        moved=json.dumps([tuple(row) for row in gone]),
+        moved=[tuple(row) for row in gone],
     )
     segments = sorted({(s.extent.broker_epoch, s.extent.sequence, s.key) for s in sources if s.extent in moved})
     # DO UPDATE, not DO NOTHING: it waits for a cleaner that is about to remove the row, and then puts it back.
@@ -345,7 +344,7 @@ def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSourc
         + tx.recordset("segments", "r", broker_epoch="bigint", sequence="bigint", key="text")
         + " WHERE TRUE ORDER BY r.broker_epoch, r.sequence"
         " ON CONFLICT (broker_epoch, sequence) DO UPDATE SET released_at_ms = excluded.released_at_ms",
-        segments=json.dumps(segments),
+        segments=segments,
         now=tx.now_ms(),
     )
     return [row.base_offset for row in gone]

@@ -3,7 +3,6 @@
 What the rows mean is the group state machine's business; this module keeps them from going back (I6).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,7 +103,7 @@ def commit_group_offsets(
         group_id=group_id,
         generation=generation,
         now=tx.now_ms(),
-        offsets=json.dumps([(offset.partition_id, offset.next_offset, offset.note) for offset in offsets]),
+        offsets=[(offset.partition_id, offset.next_offset, offset.note) for offset in offsets],
     )
 
 

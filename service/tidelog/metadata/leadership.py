@@ -64,7 +64,7 @@ def take_over(tx: Transaction, *, broker_epoch: int, membership_version: int, pa
     Raises Fenced where the membership has changed or the caller's epoch has ended.
     """
     _check_membership(tx, membership_version=membership_version, member=broker_epoch)
-    wanted = json.dumps([[partition_id] for partition_id in sorted(set(partition_ids))])
+    wanted = [[partition_id] for partition_id in sorted(set(partition_ids))]
     # Locked first: a deletion that commits while the next statement waits for a partition is not seen by its sub-selects.
     living = tx.rows(
         "SELECT t.topic_id FROM topics t WHERE NOT t.deleted AND t.topic_id IN (SELECT p.topic_id FROM partitions p JOIN "
@@ -84,12 +84,12 @@ def take_over(tx: Transaction, *, broker_epoch: int, membership_version: int, pa
         + ") ORDER BY p.partition_id"
         + tx.for_update("p"),
         wanted=wanted,
-        living=json.dumps([[row.topic_id] for row in living]),
+        living=[[row.topic_id] for row in living],
         epoch=broker_epoch,
     )
     if not found:
         return ()
-    taken = json.dumps([[row.partition_id] for row in found])
+    taken = [[row.partition_id] for row in found]
     _lead(tx, broker_epoch=broker_epoch, taken=taken)
     windows: dict[int, list[ProducerWindow]] = {}
     for row in tx.rows(
@@ -130,10 +130,10 @@ def transfer(tx: Transaction, *, to_broker_epoch: int, membership_version: int, 
         + tx.recordset("led", "r", partition_id="bigint", leader_epoch="bigint")
         + " ON p.partition_id = r.partition_id AND p.leader_epoch = r.leader_epoch ORDER BY p.partition_id"
         + tx.for_update("p"),
-        led=json.dumps(sorted(led)),
+        led=sorted(led),
     )
     if found:
-        _lead(tx, broker_epoch=to_broker_epoch, taken=json.dumps([[row.partition_id] for row in found]))
+        _lead(tx, broker_epoch=to_broker_epoch, taken=[[row.partition_id] for row in found])
     return tuple(row.partition_id for row in found)
 
 
@@ -201,7 +201,7 @@ def _check_membership(tx: Transaction, *, membership_version: int, member: int) 
         raise Fenced(f"broker epoch {member} was to lead, but it is no member of version {membership_version}; it has to register anew")
 
 
-def _lead(tx: Transaction, *, broker_epoch: int, taken: str) -> None:
+def _lead(tx: Transaction, *, broker_epoch: int, taken: list[list[int]]) -> None:
     """Give partitions, whose rows are locked, to `broker_epoch` under their next leader epochs."""
     tx.execute(
         "UPDATE partitions SET leader_broker_epoch = :epoch, leader_epoch = leader_epoch + 1, changed_version = :version"

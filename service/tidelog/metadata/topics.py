@@ -1,6 +1,5 @@
 """Topics and their partitions. Names are checked by the caller; a name is free again once its topic is deleted."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +144,7 @@ def topics(tx: Transaction, *, names: Sequence[str] | None = None) -> tuple[Topi
             f"SELECT {_TOPIC} FROM topics WHERE NOT deleted AND name IN (SELECT r.name FROM "
             + tx.recordset("names", "r", name="text")
             + ") ORDER BY name",
-            names=json.dumps([[name] for name in names]),
+            names=[[name] for name in names],
         )
     return tuple(_topic(row) for row in rows)
 
@@ -161,7 +160,7 @@ def catalog_changes(tx: Transaction, *, since: int, membership_since: int) -> Ca
             f"SELECT {_TOPIC} FROM topics WHERE topic_id IN (SELECT r.topic_id FROM "
             + tx.recordset("ids", "r", topic_id="text")
             + ") ORDER BY deleted DESC, topic_id",
-            ids=json.dumps([[topic_id] for topic_id in changes.topics]),
+            ids=[[topic_id] for topic_id in changes.topics],
         )
     return CatalogChanges(changes.version, tuple(_topic(row) for row in changed), changes.partitions, members)
 
@@ -182,7 +181,7 @@ def _add_partitions(tx: Transaction, *, topic_id: str, first: int, total: int, v
         + tx.recordset("new", "r", partition="bigint"),
         topic_id=topic_id,
         version=version,
-        new=json.dumps([[partition] for partition in range(first, total)]),
+        new=[[partition] for partition in range(first, total)],
     )
 
 
