@@ -15,7 +15,8 @@ from alembic.migration import MigrationContext
 from tidelog.clock import SystemClock
 from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
 from tidelog.executors import ThreadExecutor
-from tidelog.metadata.commits import Committed
+from tidelog.metadata.commits import Committed, PartitionCommit, commit
+from tidelog.metadata.leadership import ProducerWindow
 from tidelog.metadata.membership import cluster_state, end_expired_epochs, membership, renew_lease
 from tidelog.metadata.postgres import PostgresSettings, PostgresStore, open_postgres
 from tidelog.metadata.schema import tables_metadata
@@ -264,6 +265,34 @@ async def test_a_connection_lost_during_commit_leaves_the_outcome_unknown(postgr
     with pytest.raises(MetadataOutcomeUnknown, match="it may have happened: ask again"):
         await store.run(lambda tx: tx.execute("UPDATE cluster SET next_producer_id = 77"))
     assert (await store.run(cluster_state)).commit_count == 0
+    await store.close()
+
+
+async def test_a_commit_of_many_partitions_changes_no_index_of_the_rows_it_updates(postgres_url: str) -> None:
+    store = await postgres(postgres_url)
+    epoch = (await join(store, "b0")).broker_epoch
+    led = (await lead(store, epoch, await topic(store, count=300))).values()
+
+    def updates(tx: Transaction, table: str) -> tuple[int, int]:
+        """Those counted so far: all, and those that left the indexes alone."""
+        ((updated, hot),) = tx.rows("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = :t", t=table)
+        return updated, hot
+
+    def commit_and_count(tx: Transaction, sequence: int) -> dict[str, tuple[int, int]]:
+        proposals = [
+            PartitionCommit(p.partition_id, p.leader_epoch, 10 * sequence - 10, (extent(epoch, sequence),), (ProducerWindow(7, 0, ()),))
+            for p in led
+        ]
+        before = {table: updates(tx, table) for table in ("partitions", "producers")}
+        assert set(commit(tx, broker_epoch=epoch, partitions=proposals).values()) == {Committed(10 * sequence)}
+        after = {table: updates(tx, table) for table in before}
+        return {table: (after[table][0] - before[table][0], after[table][1] - before[table][1]) for table in before}
+
+    for sequence in range(1, 5):
+        counts = await store.run(commit_and_count, sequence)
+    for updated, hot in counts.values():
+        assert updated == 300
+        assert hot >= 270, counts
     await store.close()
 
 

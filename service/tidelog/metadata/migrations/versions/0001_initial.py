@@ -99,3 +99,7 @@ def upgrade() -> None:
         _bigint("committed_at_ms"),
         key=("group_id", "partition_id"),
     )  # fmt: skip
+    if op.get_bind().dialect.name == "postgresql":
+        for table in ("partitions", "producers"):
+            # Every commit updates rows of these. Where a page has room for them, no index changes (a "HOT" update).
+            op.execute(f"ALTER TABLE {table} SET (fillfactor = 50)")
