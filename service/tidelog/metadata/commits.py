@@ -152,7 +152,9 @@ def _decide(
     found: dict[tuple[int, int, int], list[Extent]],
 ) -> Outcome | None:
     """Return what stands against the proposal, or the answer that it got before; None: it may be written."""
-    covering = {extent: old for extent in proposal.extents if (old := _overlapping(proposal.partition_id, extent, found))}
+    covering = {}
+    if found:  # hardly ever: spare a first attempt the work
+        covering = {extent: old for extent in proposal.extents if (old := _overlapping(proposal.partition_id, extent, found))}
     if covering and _stands(proposal, covering):
         return Committed(_end(proposal))  # I5: an earlier attempt of this commit went through, whoever leads now
     if state != (proposal.leader_epoch, proposal.next_offset):  # I1
@@ -169,11 +171,10 @@ def _decide(
 
 
 def _overlapping(partition_id: int, extent: NewExtent, found: dict[tuple[int, int, int], list[Extent]]) -> tuple[Extent, ...]:
-    same_chunk = found.get((partition_id, extent.broker_epoch, extent.sequence))
-    if not same_chunk:
-        return ()
     return tuple(
-        old for old in same_chunk if old.position < extent.position + extent.length and extent.position < old.position + old.length
+        old
+        for old in found.get((partition_id, extent.broker_epoch, extent.sequence), ())
+        if old.position < extent.position + extent.length and extent.position < old.position + old.length
     )
 
 
