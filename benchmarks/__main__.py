@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME …]`: run the sets, print a table, write JSON to benchmarks/results."""
+"""`python -m benchmarks [NAME …]`: run the sets, print a table, write JSON to benchmarks/results or where `--json` says."""
 
 import argparse
 import importlib
@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=SETS, help=f"of {', '.join(SETS)}")
     parser.add_argument("--repeats", type=int, default=9, help="runs of each figure; the median counts")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures; default: a new file in benchmarks/results")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(SETS):
         parser.error(f"no set is called {', '.join(sorted(unknown))}; choose of {', '.join(SETS)}")
@@ -38,13 +39,20 @@ def main() -> None:
         "date": now.isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": _cpu_model(),
         "cores": os.cpu_count(),
     }
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    file = results / f"{now:%Y%m%dT%H%M%SZ}.json"
+    file = arguments.json or Path(__file__).parent / "results" / f"{now:%Y%m%dT%H%M%SZ}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"facts": facts, "measures": rows}, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
+
+
+def _cpu_model() -> str:
+    """The model's name as Linux tells it; elsewhere, what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

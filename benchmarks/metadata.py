@@ -57,7 +57,7 @@ async def _commits(store: MetadataStore, name: str, repeats: int) -> list[Measur
 
         async def once(some: list[int] = some) -> None:
             nonlocal at, sequence
-            sequence += 1
+            sequence += 1  # the figures include making the proposals
             window = tuple((at + 10 * n, at + 10 * n + 9, at + 10 * n) for n in range(5))
             proposals = [
                 PartitionCommit(
