@@ -4,9 +4,9 @@ A simulator hands in `InlineExecutor`, which runs the work at once and on virtua
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +37,30 @@ class ThreadExecutor:
     async def close(self) -> None:
         """Wait for work that has begun, without blocking the event loop."""
         await asyncio.to_thread(self._pool.shutdown)
+
+
+class Effects:
+    """Work whose effect cannot be taken back: it goes on when its caller is cancelled (I5)."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what `work` returns. A cancelled caller does not stop it, and does not hear how it ends."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def settled(self) -> None:
+        """Wait for all that has begun."""
+        if self._running:
+            await asyncio.wait(self._running)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # heard, even where the caller was cancelled: asyncio shall not complain
 
 
 class InlineExecutor:

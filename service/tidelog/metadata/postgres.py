@@ -4,8 +4,7 @@ Every session asserts what durability and take-over rest on, and gives up by its
 of a broker that was paused inside a transaction cannot keep another from taking over.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Concatenate
 
@@ -17,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from tidelog.errors import MetadataError, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable, TidelogError
+from tidelog.executors import Effects
 from tidelog.metadata.migrations import check, migrate
 from tidelog.metadata.store import P, T, Transaction
 
@@ -84,28 +84,21 @@ class PostgresStore:
         self._settings = settings
         self._engine = engine
         self._reserved = reserved
-        self._running: set[asyncio.Task[object]] = set()
+        self._transactions = Effects()
 
     async def run(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one verb as one transaction. See `MetadataStore.run`."""
-        return await self._shielded(self._transact(self._engine, lambda tx: verb(tx, *args, **kwargs)))
+        return await self._transactions.run(self._transact(self._engine, lambda tx: verb(tx, *args, **kwargs)))
 
     async def run_reserved(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one verb on the reserved connection. See `MetadataStore.run_reserved`."""
-        return await self._shielded(self._transact(self._reserved, lambda tx: verb(tx, *args, **kwargs)))
+        return await self._transactions.run(self._transact(self._reserved, lambda tx: verb(tx, *args, **kwargs)))
 
     async def close(self) -> None:
         """Wait for transactions that have begun, then close all connections."""
-        if self._running:
-            await asyncio.wait(self._running)
+        await self._transactions.settled()
         await self._engine.dispose()
         await self._reserved.dispose()
-
-    async def _shielded(self, transaction: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.ensure_future(transaction)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
 
     async def _transact(self, engine: AsyncEngine, verb: Callable[[Transaction], T]) -> T:
         committing = False

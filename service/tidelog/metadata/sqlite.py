@@ -4,7 +4,6 @@ WAL with `synchronous=FULL`, both read back; transactions begin IMMEDIATE; a loc
 that whoever opens the store knows that every earlier process is dead.
 """
 
-import asyncio
 import fcntl
 import os
 import sqlite3
@@ -18,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tidelog.clock import Clock
 from tidelog.errors import MetadataError, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
-from tidelog.executors import Executor
+from tidelog.executors import Effects, Executor
 from tidelog.metadata.migrations import migrate
 from tidelog.metadata.store import P, T, Transaction
 
@@ -35,21 +34,17 @@ class SqliteStore:
         self._connection = connection
         self._executor = executor
         self._lock = lock
-        self._running: set[asyncio.Task[object]] = set()
+        self._transactions = Effects()
 
     async def run(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one verb as one transaction. See `MetadataStore.run`."""
-        task = asyncio.ensure_future(self._executor.run(self._transact, verb, *args, **kwargs))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        return await self._transactions.run(self._executor.run(self._transact, verb, *args, **kwargs))
 
     run_reserved = run  # one writer at a time is all that SQLite has
 
     async def close(self) -> None:
         """Wait for transactions that have begun, then close the file and give the lock back."""
-        if self._running:
-            await asyncio.wait(self._running)
+        await self._transactions.settled()
         await self._executor.run(self._close)
         await self._executor.close()
 
