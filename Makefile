@@ -50,7 +50,7 @@ docs: venv ## docs/settings.md and docs/metrics.md from the code
 
 proto: venv ## generated code from service/tidelog/proto/v1/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/tidelog/proto/v1/*.proto
-	$(BIN)/python -m grpc_tools.protoc -I service --grpc_python_out=service service/tidelog/proto/v1/log.proto service/tidelog/proto/v1/admin.proto
+	$(BIN)/python -m grpc_tools.protoc -I service --grpc_python_out=service service/tidelog/proto/v1/log.proto service/tidelog/proto/v1/admin.proto service/tidelog/proto/v1/peers.proto
 
 golden: ## example files of every format version, from docs/format.md alone
 	$(PYTHON) tests/golden/make_golden.py

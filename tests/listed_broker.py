@@ -14,6 +14,7 @@ from tidelog.errors import (
     InvalidRequest,
     OffsetOutOfRange,
     OutcomeUnknown,
+    TidelogError,
     TopicExists,
     UnknownPartition,
     UnknownTopic,
@@ -70,7 +71,8 @@ class ListedCursor:
         self._check(offset)
         partition = self._partition
         partition.reads += 1
-        found, size = [], 0
+        found: list[tuple[int, int, int, bytes]] = []
+        size = 0
         for batch in partition.batches:
             if batch[1] > offset and (not found or size + len(batch[3]) <= max_bytes):
                 found.append(batch)
@@ -167,7 +169,7 @@ class ListedBroker:
                 continue
             try:
                 future.set_result(Appended(*partition.append(bytes(request.batches))))
-            except Exception as error:
+            except TidelogError as error:
                 future.set_exception(error)
         self.held.clear()
 

@@ -29,12 +29,12 @@ class Served:
     registry: CollectorRegistry
 
     @property
-    def log(self) -> "log_pb2_grpc.LogAsyncStub":
-        return log_pb2_grpc.LogStub(self.channel)  # type: ignore[return-value]
+    def log(self) -> Any:
+        return log_pb2_grpc.LogStub(self.channel)
 
     @property
-    def admin(self) -> "admin_pb2_grpc.AdminAsyncStub":
-        return admin_pb2_grpc.AdminStub(self.channel)  # type: ignore[return-value]
+    def admin(self) -> Any:
+        return admin_pb2_grpc.AdminStub(self.channel)
 
 
 @asynccontextmanager
@@ -43,7 +43,7 @@ async def serving(
     *,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] = (),
-    **settings: object,
+    **settings: Any,
 ) -> AsyncIterator[Served]:
     """Serve while the context is open. The topic "t" has two partitions."""
     if broker is None:

@@ -1,6 +1,7 @@
 """The Produce stream and Append, over real sockets."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -10,8 +11,8 @@ from tidelog.proto.v1 import log_pb2
 from tests.served import Served, batch, error_info, serving
 
 
-def request(request_id: int, *values: bytes, topic: str = "t", partition: int = 0, **more: object) -> log_pb2.ProduceRequest:
-    append = log_pb2.ProduceAppend(request_id=request_id, topic=topic, partition=partition, batches=batch(*values), **more)  # type: ignore[arg-type]
+def request(request_id: int, *values: bytes, topic: str = "t", partition: int = 0, **more: Any) -> log_pb2.ProduceRequest:
+    append = log_pb2.ProduceAppend(request_id=request_id, topic=topic, partition=partition, batches=batch(*values), **more)
     return log_pb2.ProduceRequest(appends=[append])
 
 
@@ -108,7 +109,7 @@ async def test_appends_that_were_taken_go_on_when_the_client_is_gone(served: Ser
 
 
 @pytest.mark.parametrize("limit", [{"max_stream_appends": 10}, {"max_stream_append_bytes": 10 * len(batch(bytes(100_000)))}])
-async def test_at_its_limit_the_stream_is_not_read(limit: dict[str, int]) -> None:
+async def test_at_its_limit_the_stream_is_not_read(limit: dict[str, Any]) -> None:
     async with serving(**limit) as served:
         served.broker.hold = True
         call = served.log.Produce()
@@ -133,7 +134,7 @@ async def test_at_its_limit_the_stream_is_not_read(limit: dict[str, int]) -> Non
 
 
 async def test_messages_that_are_not_protobuf_fail_the_call_after_what_was_taken_is_answered(served: Served) -> None:
-    produce = served.channel.stream_stream("/tidelog.v1.Log/Produce", None, log_pb2.ProduceResponse.FromString)
+    produce: Any = served.channel.stream_stream("/tidelog.v1.Log/Produce", None, log_pb2.ProduceResponse.FromString)
     call = produce()
     await call.write(request(1, b"v").SerializeToString())
     await call.write(b"\xff\xff\xff")

@@ -12,12 +12,13 @@ from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import InvalidSettings
 from tidelog.executors import Executor
-from tidelog.proto.v1 import admin_pb2_grpc, log_pb2_grpc
+from tidelog.proto.v1 import admin_pb2_grpc, log_pb2_grpc, peers_pb2_grpc
 from tidelog.server.addresses import host_and_port
 from tidelog.server.admin import AdminServicer
 from tidelog.server.health import HealthListener, HealthServicer
 from tidelog.server.interceptors import CallMetrics, Calls
 from tidelog.server.log import LogServicer
+from tidelog.server.peer_service import PeersServicer
 from tidelog.server.ports import LogBroker
 from tidelog.server.security import Gate, check_listener
 from tidelog.server.streams import OpenStreams
@@ -68,6 +69,7 @@ class Server:
         log = LogServicer(self._broker, self._settings, streams=self._streams, clock=self._clock, executor=self._executor)
         log_pb2_grpc.add_LogServicer_to_server(log, server)
         admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(self._broker, self._settings), server)
+        peers_pb2_grpc.add_PeersServicer_to_server(PeersServicer(self._broker, self._settings, streams=self._streams), server)
         health = HealthServicer(self._broker, services=SERVICES, streams=self._streams)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if self._settings.reflection:

@@ -1,0 +1,406 @@
+"""Who is let in: tokens, certificates, listeners; and health, reflection and limits, over real sockets."""
+
+import asyncio
+import datetime
+import hashlib
+import os
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tidelog.config import Settings
+from tidelog.errors import InvalidSettings, TidelogError
+from tidelog.metadata.topics import TopicConfig
+from tidelog.proto.v1 import admin_pb2, log_pb2
+from tidelog.server.security import check_listener, is_loopback
+
+from tests.listed_broker import ListedBroker
+from tests.served import Served, batch, error_info, serving
+
+TOKENS = f"""
+tokens:
+  - name: etl
+    sha256: {hashlib.sha256(b"etl-token").hexdigest()}
+    read: ["clicks"]
+    write: ["clicks.raw"]
+  - name: boss
+    token: boss-token
+    admin: [""]
+"""
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+def append(topic: str) -> log_pb2.AppendRequest:
+    return log_pb2.AppendRequest(topic=topic, partition=0, records=[log_pb2.Record(value=b"v")])
+
+
+def read(topic: str) -> log_pb2.ReadRequest:
+    return log_pb2.ReadRequest(partition=log_pb2.TopicPartition(topic=topic))
+
+
+async def reason_of(call: Awaitable[Any]) -> str:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        reason: str = error_info(error).reason
+        return reason
+    return "OK"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    file = tmp_path / "tokens.yaml"
+    file.write_text(TOKENS)
+    return file
+
+
+async def cluster() -> ListedBroker:
+    broker = ListedBroker()
+    for name in ("clicks", "clicks.raw", "secret"):
+        await broker.create_topic(name, partitions=1, config=TopicConfig())
+    return broker
+
+
+# ---- tokens
+
+
+async def test_without_a_known_token_nobody_is_let_in(tokens: Path) -> None:
+    async with serving(await cluster(), tokens_file=str(tokens)) as served:
+        for metadata in ((), bearer("wrong"), bearer(""), (("authorization", "Basic etl-token"),)):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await served.log.Read(read("clicks"), metadata=metadata)
+            assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert error_info(failed.value).reason == "UNAUTHENTICATED"
+
+
+async def test_a_token_opens_what_its_prefixes_say(tokens: Path) -> None:
+    async with serving(await cluster(), tokens_file=str(tokens)) as served:
+        etl = bearer("etl-token")
+        assert await reason_of(served.log.Read(read("clicks"), metadata=etl)) == "OK"
+        assert await reason_of(served.log.Read(read("clicks.raw"), metadata=etl)) == "OK"
+        assert await reason_of(served.log.Append(append("clicks.raw"), metadata=etl)) == "OK"
+        assert await reason_of(served.log.Append(append("clicks"), metadata=etl)) == "PERMISSION_DENIED"
+        assert await reason_of(served.admin.DeleteTopic(admin_pb2.DeleteTopicRequest(name="clicks"), metadata=etl)) == "PERMISSION_DENIED"
+        assert await reason_of(served.admin.DrainBroker(admin_pb2.DrainBrokerRequest(), metadata=etl)) == "PERMISSION_DENIED"
+        assert await reason_of(served.admin.DrainBroker(admin_pb2.DrainBrokerRequest(), metadata=bearer("boss-token"))) == "OK"
+        shown = await served.log.GetMetadata(log_pb2.GetMetadataRequest(), metadata=etl)
+        assert [topic.name for topic in shown.topics] == ["clicks", "clicks.raw"]
+
+
+async def test_a_refusal_says_nothing_of_what_exists(tokens: Path) -> None:
+    async with serving(await cluster(), tokens_file=str(tokens)) as served:
+        etl = bearer("etl-token")
+        texts = []
+        for topic in ("secret", "absent"):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await served.log.Read(read(topic), metadata=etl)
+            texts.append((failed.value.details() or "").replace(topic, "TOPIC"))
+            assert failed.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        names = ["secret", "absent"]
+        metadata = await served.log.GetMetadata(log_pb2.GetMetadataRequest(topics=names), metadata=etl)
+        described = await served.admin.DescribeTopics(admin_pb2.DescribeTopicsRequest(names=names), metadata=etl)
+        assert [topic.error.reason for topic in (*metadata.topics, *described.topics)] == ["PERMISSION_DENIED"] * 4
+        assert texts[0] == texts[1]
+
+
+async def test_streams_refuse_what_the_token_does_not_open_and_go_on(tokens: Path) -> None:
+    async with serving(await cluster(), tokens_file=str(tokens)) as served:
+        call = served.log.Produce(metadata=bearer("etl-token"))
+        appends = [log_pb2.ProduceAppend(request_id=n, topic=t, batches=batch(b"v")) for n, t in enumerate(("secret", "clicks.raw"))]
+        await call.write(log_pb2.ProduceRequest(appends=appends))
+        await call.done_writing()
+        results = {result.request_id: result.error.reason async for response in call for result in response.results}
+        assert results == {0: "PERMISSION_DENIED", 1: ""}
+
+
+async def test_changed_tokens_are_taken_and_a_malformed_file_keeps_the_last_good_ones(tokens: Path) -> None:
+    async with serving(await cluster(), tokens_file=str(tokens)) as served:
+
+        async def until(token: str, reason: str) -> None:
+            async with asyncio.timeout(10):
+                while await reason_of(served.log.Read(read("clicks"), metadata=bearer(token))) != reason:
+                    await asyncio.sleep(0.05)
+
+        await until("etl-token", "OK")
+        tokens.write_text("tokens: [{name: new, token: new-token, read: ['']}]")
+        await until("new-token", "OK")
+        await until("etl-token", "UNAUTHENTICATED")
+        tokens.write_text("tokens: [{name: new, tokn: oops}]")
+        await asyncio.sleep(1.2)  # longer than files are not looked at
+        assert await reason_of(served.log.Read(read("clicks"), metadata=bearer("new-token"))) == "OK"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "tokens: 3", "tokens: [{name: a}]", "tokens: [{name: a, token: b, sha256: c}]", "]", "tokens: [{name: a, token: s3cret, x: 1}]"],
+)
+async def test_a_tokens_file_that_cannot_be_used_at_the_start_is_refused_without_showing_tokens(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tokens.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidSettings) as refused:
+        async with serving(tokens_file=str(file)):
+            pass
+    assert "s3cret" not in str(refused.value)
+
+
+# ---- TLS
+
+
+class Certificates:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.authority = trustme.CA()
+        self.authority.cert_pem.write_to_path(directory / "ca.pem")
+        self.renew()
+
+    def renew(self, authority: trustme.CA | None = None, **more: Any) -> None:
+        issued = (authority or self.authority).issue_cert("localhost", "127.0.0.1", **more)
+        for name, text in (
+            ("cert.pem", b"".join(part.bytes() for part in issued.cert_chain_pems)),
+            ("key.pem", issued.private_key_pem.bytes()),
+        ):
+            new = self.directory / f"{name}.new"
+            new.write_bytes(text)
+            os.replace(new, self.directory / name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"tls_certificate_file": str(self.directory / "cert.pem"), "tls_key_file": str(self.directory / "key.pem")}
+
+    def trusting(self, authority: trustme.CA | None = None) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials((authority or self.authority).cert_pem.bytes())
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+async def answers(served: Served) -> bool:
+    try:
+        await served.log.InitProducer(log_pb2.InitProducerRequest(), timeout=2)
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise
+        return False
+    return True
+
+
+async def test_tls_serves_who_trusts_the_authority_and_no_one_in_plaintext(certificates: Certificates) -> None:
+    async with serving(credentials=certificates.trusting(), **certificates.settings) as served:
+        assert await answers(served)
+        async with grpc.aio.insecure_channel(served.server.address) as plaintext:
+            assert not await answers(Served(served.broker, served.server, plaintext, served.registry))
+    async with serving(credentials=certificates.trusting(trustme.CA()), **certificates.settings) as served:
+        assert not await answers(served)
+
+
+async def test_an_expired_certificate_is_not_accepted(certificates: Certificates) -> None:
+    then = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    certificates.renew(not_before=then - datetime.timedelta(days=365), not_after=then)
+    async with serving(credentials=certificates.trusting(), **certificates.settings) as served:
+        assert not await answers(served)
+
+
+async def test_mutual_tls_wants_a_certificate_of_the_clients_authority(certificates: Certificates) -> None:
+    settings = certificates.settings | {"tls_client_ca_file": str(certificates.directory / "ca.pem")}
+    async with serving(credentials=certificates.trusting(), **settings) as served:
+        assert not await answers(served)
+    for authority, welcome in ((certificates.authority, True), (trustme.CA(), False)):
+        issued = authority.issue_cert("client")
+        chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
+        mutual = grpc.ssl_channel_credentials(certificates.authority.cert_pem.bytes(), issued.private_key_pem.bytes(), chain)
+        async with serving(credentials=mutual, **settings) as served:
+            assert await answers(served) is welcome
+
+
+async def test_a_renewed_certificate_is_shown_and_a_broken_one_is_not(certificates: Certificates) -> None:
+    async with serving(credentials=certificates.trusting(), **certificates.settings) as served:
+        assert await answers(served)
+        other = trustme.CA()
+
+        async def shows(authority: trustme.CA) -> bool:
+            port = served.server.address.rpartition(":")[2]
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.secure_channel(f"localhost:{port}", certificates.trusting(authority), options=options) as channel:
+                return await answers(Served(served.broker, served.server, channel, served.registry))
+
+        certificates.renew(other)
+        async with asyncio.timeout(20):
+            while not await shows(other):
+                await asyncio.sleep(0.1)
+        (certificates.directory / "key.pem").write_text("nonsense")
+        await asyncio.sleep(1.2)  # longer than files are not looked at
+        assert await shows(other)
+
+
+async def test_a_certificate_with_another_ones_key_is_refused_at_the_start(certificates: Certificates) -> None:
+    key = certificates.authority.issue_cert("other").private_key_pem
+    key.write_to_path(certificates.directory / "key.pem")
+    with pytest.raises(InvalidSettings, match="private key"):
+        async with serving(**certificates.settings):
+            pass
+
+
+# ---- listeners
+
+
+def test_loopback_is_told_from_the_rest() -> None:
+    assert all(map(is_loopback, ("127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "localhost:1")))
+    assert not any(map(is_loopback, ("0.0.0.0:1", "[::]:1", "host:1", "10.0.0.1:1", ":1")))
+
+
+def test_a_listener_beyond_loopback_needs_tls_and_authentication_unless_told_otherwise() -> None:
+    beyond = Settings(listen="0.0.0.0:0")
+    for missing in (beyond, beyond.model_copy(update={"tokens_file": "t"}), beyond.model_copy(update={"tls_certificate_file": "c"})):
+        with pytest.raises(InvalidSettings, match="insecure"):
+            check_listener(missing)
+        check_listener(missing.model_copy(update={"insecure": True}))
+    check_listener(beyond.model_copy(update={"tokens_file": "t", "tls_certificate_file": "c"}))
+    check_listener(Settings(listen="127.0.0.1:0"))
+
+
+async def test_two_servers_do_not_share_a_port(served: Served) -> None:
+    with pytest.raises(InvalidSettings, match="taken"):
+        async with serving(listen=served.server.address):
+            pass
+
+
+# ---- health, reflection, limits, figures
+
+
+async def test_health_follows_the_broker(served: Served) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(served.channel)
+    states = health_pb2.HealthCheckResponse
+    request = health_pb2.HealthCheckRequest(service="tidelog.v1.Log")
+    assert (await stub.Check(request)).status == states.SERVING
+    watch = stub.Watch(request)
+    assert (await watch.read()).status == states.SERVING
+    served.broker.problem = "this broker has no lease"
+    assert (await watch.read()).status == states.NOT_SERVING
+    assert (await stub.Check(request)).status == states.NOT_SERVING
+    served.broker.problem = None
+    assert (await watch.read()).status == states.SERVING
+    watch.cancel()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await stub.Check(health_pb2.HealthCheckRequest(service="none"))
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_probes_and_metrics_answer_over_http(served: Served) -> None:
+    await served.log.InitProducer(log_pb2.InitProducerRequest())
+    async with aiohttp.ClientSession(f"http://{served.server.metrics_address}") as http:
+
+        async def get(path: str) -> tuple[int, str]:
+            async with http.get(path) as response:
+                return response.status, await response.text()
+
+        assert (await get("/livez"))[0] == (await get("/readyz"))[0] == 200
+        served.broker.problem = "this broker has no lease"
+        assert await get("/readyz") == (503, "this broker has no lease\n")
+        assert (await get("/livez"))[0] == 200
+        status, text = await get("/metrics")
+        assert status == 200
+        assert 'tidelog_grpc_calls_total{code="OK",method="/tidelog.v1.Log/InitProducer"} 1.0' in text
+
+
+async def services(served: Served) -> set[str]:
+    channel: Any = served.channel  # the stubs know no asyncio
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    call = stub.ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    await call.done_writing()
+    return {service.name async for response in call for service in response.list_services_response.service}
+
+
+async def test_reflection_lists_the_public_services_unless_switched_off(served: Served) -> None:
+    assert {"tidelog.v1.Log", "tidelog.v1.Admin", "grpc.health.v1.Health"} <= await services(served)
+    assert "tidelog.v1.Peers" not in await services(served)
+    async with serving(reflection=False) as other:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await services(other)
+        assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_connections_beyond_the_limit_are_not_served() -> None:
+    async with serving(max_connections=2) as served:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [grpc.aio.insecure_channel(served.server.address, options=options) for _ in range(3)]
+        try:
+            found = [await answers(Served(served.broker, served.server, channel, served.registry)) for channel in channels]
+            assert found == [True, True, False]
+        finally:
+            for channel in channels:
+                await channel.close()
+
+
+async def test_a_call_that_takes_too_long_ends_as_unknown() -> None:
+    async with serving(max_append_timeout_ms=50) as served:
+        served.broker.hold = True
+        assert await reason_of(served.log.Append(append("t"))) == "OUTCOME_UNKNOWN"
+        assert not served.broker.held[0][0].cancelled()
+
+
+def every_error(kind: type[TidelogError] = TidelogError) -> list[type[TidelogError]]:
+    return [kind, *(found for below in kind.__subclasses__() for found in every_error(below))]
+
+
+@pytest.mark.parametrize("kind", every_error())
+async def test_every_error_travels_as_its_status_and_error_info(served: Served, kind: type[TidelogError]) -> None:
+    extras: dict[str, dict[str, int]] = {
+        "CorruptBatch": {"position": 3},
+        "CorruptSegment": {"position": 3},
+        "BrokerIdTaken": {"expires_in_ms": 1},
+        "OffsetOutOfRange": {"log_start_offset": 4, "high_watermark": 9},
+    }
+    served.broker.fails = kind("what went wrong", **extras.get(kind.__name__, {}))
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await served.log.Append(append("t"))
+    if kind.__name__ == "UnknownTopic":
+        return  # is asked about again, and answered differently
+    assert failed.value.code() is grpc.StatusCode[kind.status]
+    info = error_info(failed.value)
+    assert info.reason == kind.reason
+    assert info.metadata["retriable"] == str(kind.retriable).lower()
+    assert "what went wrong" in (failed.value.details() or "")
+
+
+async def test_a_failure_that_nobody_foresaw_keeps_its_text_to_itself(served: Served) -> None:
+    served.broker.fails = RuntimeError("secret of the house")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await served.log.Append(append("t"))
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(failed.value.debug_error_string()) + str(failed.value.details())
+
+
+async def test_topics_are_administered(served: Served) -> None:
+    config = admin_pb2.TopicConfig(retention_ms=1000)
+    created = await served.admin.CreateTopic(admin_pb2.CreateTopicRequest(name="new", partitions=3, config=config))
+    assert ([p.leader for p in created.topic.partitions], created.topic.config.retention_ms) == (["listed"] * 3, 1000)
+    altered = await served.admin.AlterTopic(admin_pb2.AlterTopicRequest(name="new", config=admin_pb2.TopicConfig(compact=True)))
+    assert (altered.topic.config.retention_ms, altered.topic.config.compact) == (1000, True)
+    grown = await served.admin.CreatePartitions(admin_pb2.CreatePartitionsRequest(name="new", partitions=5))
+    assert len(grown.topic.partitions) == 5
+    served.broker.logs["new"][0].append(batch(b"v"))
+    where = log_pb2.TopicPartition(topic="new")
+    deleted = await served.admin.DeleteRecords(admin_pb2.DeleteRecordsRequest(partition=where, before_offset=-1))
+    assert deleted.log_start_offset == 1
+    described = await served.admin.DescribeTopics(admin_pb2.DescribeTopicsRequest(names=["none", "new"]))
+    assert [(topic.name, topic.error.reason) for topic in described.topics] == [("none", "UNKNOWN_TOPIC"), ("new", "")]
+    assert [topic.name for topic in (await served.admin.DescribeTopics(admin_pb2.DescribeTopicsRequest())).topics] == ["new", "t"]
+    found = await served.admin.DescribeCluster(admin_pb2.DescribeClusterRequest())
+    assert [(b.broker_id, b.broker_epoch, b.lease_remaining_ms, b.led_partitions) for b in found.brokers] == [("listed", 7, 10_000, 7)]
+    await served.admin.DeleteTopic(admin_pb2.DeleteTopicRequest(name="new"))
+    assert await reason_of(served.admin.DeleteTopic(admin_pb2.DeleteTopicRequest(name="new"))) == "UNKNOWN_TOPIC"
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await served.admin.ListGroups(admin_pb2.ListGroupsRequest())
+    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
