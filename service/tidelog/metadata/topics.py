@@ -66,13 +66,8 @@ def create_topic(tx: Transaction, *, topic_id: str, name: str, partitions: int, 
     """
     if partitions < 1:
         raise InvalidRequest(f"topic {name!r} was to get {partitions} partitions; it needs at least 1")
-    known = tx.rows(
-        f"SELECT {_TOPIC} FROM topics WHERE topic_id = :topic_id OR (name = :name AND NOT deleted)", topic_id=topic_id, name=name
-    )
-    for row in known:
-        if row.topic_id == topic_id and row.name == name and not row.deleted:
-            return _topic(row)
-        raise _exists(name)
+    if (known := _known(tx, topic_id=topic_id, name=name)) is not None:
+        return known
     created = tx.now_ms()
     inserted = tx.rows(
         "INSERT INTO topics (topic_id, name, partitions, retention_ms, retention_bytes, compact, created_at_ms, changed_version)"
@@ -86,8 +81,10 @@ def create_topic(tx: Transaction, *, topic_id: str, name: str, partitions: int, 
         compact=config.compact,
         created=created,
     )
-    if not inserted:  # another transaction was first, and has committed meanwhile
-        raise _exists(name)
+    if not inserted:  # another transaction was first and has committed meanwhile: an earlier attempt of this one, or somebody else's (I5)
+        if (known := _known(tx, topic_id=topic_id, name=name)) is None:
+            raise _exists(name)
+        return known
     _add_partitions(tx, topic_id=topic_id, first=0, total=partitions, version=_touch(tx, topic_id))
     return Topic(topic_id, name, partitions, config, created, deleted=False)
 
@@ -173,6 +170,17 @@ def partitions(tx: Transaction, *, topic_id: str) -> tuple[PartitionState, ...]:
         topic_id=topic_id,
     )
     return tuple(PartitionState(*row) for row in rows)
+
+
+def _known(tx: Transaction, *, topic_id: str, name: str) -> Topic | None:
+    """Return the topic where it is there already under this id and name. Raises TopicExists where either is another's."""
+    for row in tx.rows(
+        f"SELECT {_TOPIC} FROM topics WHERE topic_id = :topic_id OR (name = :name AND NOT deleted)", topic_id=topic_id, name=name
+    ):
+        if row.topic_id == topic_id and row.name == name and not row.deleted:
+            return _topic(row)
+        raise _exists(name)
+    return None
 
 
 def _add_partitions(tx: Transaction, *, topic_id: str, first: int, total: int, version: int) -> None:
