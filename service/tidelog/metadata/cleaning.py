@@ -131,7 +131,10 @@ def drop_deleted_topic(tx: Transaction, *, topic_id: str) -> bool:
     among = "partition_id IN (SELECT r.partition_id FROM " + tx.recordset("ids", "r", partition_id="bigint") + ")"
     if tx.rows(f"SELECT partition_id FROM extents WHERE {among} LIMIT 1", ids=ids):
         return False
-    for table in ("partitions", "producers", "group_offsets"):
+    tx.execute(f"DELETE FROM producers WHERE {among}", ids=ids)
+    # A DELETE locks in whatever order it finds rows: those that groups may be writing are locked in the written order first.
+    tx.rows(f"SELECT group_id FROM group_offsets WHERE {among} ORDER BY group_id, partition_id" + tx.for_update(), ids=ids)
+    for table in ("group_offsets", "partitions"):
         tx.execute(f"DELETE FROM {table} WHERE {among}", ids=ids)
     tx.execute("DELETE FROM topics WHERE topic_id = :topic_id", topic_id=topic_id)
     return True

@@ -5,8 +5,8 @@ narrow. A broker epoch is never given twice, so (broker epoch, sequence) names a
 
 Locks are taken in this order, and within a table ascending by primary key, by every transaction:
 
-    cluster → brokers → writers → topics → partitions → groups → extents → released_extents → released_segments
-    → producers → group_offsets → commit_counts → changes → cleaner
+    cluster → brokers → writers → topics → partitions → groups → commit_counts → extents → released_extents → released_segments
+    → producers → group_offsets → changes → cleaner
 
 Times are Unix milliseconds of the metadata store's own clock.
 """
