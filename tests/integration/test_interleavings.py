@@ -1,0 +1,259 @@
+"""Transactions on a real PostgreSQL, statement by statement, in every order that matters (I1, I5, I6, I7).
+
+After each order the invariants hold; and answers and rows are those of one of the serial orders: whoever reasons about
+verbs may think of them as run one after the other, as SQLite does.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from random import Random
+
+import pytest
+from tidelog.errors import TidelogError
+from tidelog.metadata.cleaning import Verdict
+from tidelog.metadata.commits import Committed
+from tidelog.metadata.postgres import PostgresStore
+from tidelog.metadata.store import Transaction
+
+from tests.metadata_scene import VERBS, Snapshots, State
+from tests.stepper import Answer, Deadlock, Interleaving, Stepper, Verb, without_sync
+
+TOGETHER: list[tuple[str, ...]] = [
+    ("commit", "commit"),
+    ("commit", "commit another segment"),
+    ("commit", "commit at the next offset"),
+    ("commit to 1 and 2", "commit to 2 and 1"),
+    ("commit to 1 and 2", "commit to 3"),
+    ("commit", "take over"),
+    ("commit", "take over", "commit under the next leader epoch"),
+    ("commit", "transfer"),
+    ("commit of the expired writer", "end expired epochs"),
+    ("commit of the expired writer", "end the expired epoch"),
+    ("commit of the expired writer", "register anew"),
+    ("commit of the expired writer", "end the expired epoch", "condemn of the expired writer"),
+    ("commit", "condemn"),
+    ("commit", "resolve"),
+    ("commit", "resolve", "condemn"),
+    ("commit", "resolve", "look up"),
+    ("commit", "delete topic"),
+    ("commit", "advance log start"),
+    ("commit", "expire producers"),
+    ("swap", "commit"),
+    ("swap", "release all"),
+    ("swap", "advance log start", "release all"),
+    ("swap", "swap"),
+    ("swap", "swap to another"),
+    ("swap", "swap the first"),
+    ("swap", "condemn sources"),
+    ("swap", "resolve less"),
+    ("swap", "resolve less", "condemn sources"),
+    ("swap", "end own epoch"),
+    ("swap", "take over"),
+    ("swap", "delete topic"),
+    ("release", "condemn expired"),
+    ("release", "forget"),
+    ("release", "condemn expired", "forget"),
+    ("release", "release in 2"),
+    ("advance log start", "advance log start less"),
+    ("advance log start", "release all", "forget"),
+    ("condemn expired", "condemn expired"),
+    ("take over", "take over"),
+    ("end expired epochs", "take over what nobody leads"),
+    ("take over what nobody leads", "the other takes over what nobody leads"),
+    ("take over", "delete topic"),
+    ("take over", "register"),
+    ("take over", "add partitions"),
+    ("take over", "set fencing token"),
+    ("take over of a deleted topic", "drop deleted topic"),
+    ("transfer", "take over"),
+    ("transfer", "take over as target"),
+    ("transfer", "delete topic"),
+    ("transfer", "drain"),
+    ("create topic", "create topic"),
+    ("create topic", "create a topic of that name"),
+    ("create topic", "create another topic"),
+    ("add partitions", "add partitions"),
+    ("add partitions", "delete topic"),
+    ("alter topic", "delete topic"),
+    ("allocate producer ids", "register"),
+    ("allocate producer ids", "allocate producer ids"),
+    ("register anew", "register anew"),
+    ("register anew", "register anew in another process"),
+    ("register anew", "end expired epochs"),
+    ("end expired epochs", "renew the expired lease"),
+    ("end expired epochs", "end the expired epoch"),
+    ("register anew", "renew the expired lease"),
+    ("acquire cleaner", "the other acquires cleaner"),
+    ("create group", "create group"),
+    ("create group", "create group otherwise"),
+    ("write group", "write group"),
+    ("write group", "write group otherwise"),
+    ("write group", "take over the coordinator"),
+    ("write group", "commit group offsets"),
+    ("write group", "delete group"),
+    ("commit group offsets", "commit other group offsets"),
+    ("commit group offsets", "delete group"),
+    ("commit group offsets", "drop deleted topic"),
+    ("commit group offsets", "take over the coordinator"),
+    ("delete group", "drop deleted topic"),
+    ("delete group", "delete group"),
+]
+
+
+@pytest.mark.parametrize("names", TOGETHER, ids=" with ".join)
+async def test_every_order_keeps_the_invariants_and_equals_a_serial_one(
+    scene: tuple[PostgresStore, Snapshots], names: tuple[str, ...], record_property: Callable[[str, object], None]
+) -> None:
+    store, snapshots = scene
+    verbs = [VERBS[name] for name in names]
+    await snapshots.restore()
+    before = await snapshots.state()
+    serial = [await _one_after_the_other(store, snapshots, verbs, order) for order in itertools.permutations(range(len(verbs)))]
+    count = 0
+    stepper = Stepper(store, snapshots.connection, restore=snapshots.restore)
+    orders = stepper.interleavings(verbs) if len(verbs) == 2 else stepper.walks(verbs, count=25, chance=Random(len(" ".join(names))))
+    async for found in orders:
+        count += 1
+        after = await snapshots.state()
+        assert_invariants(before, after, found)
+        assert _digest(found.answers, after) in serial, f"{found.order}: {found.answers}"
+    record_property("interleavings", count)
+
+
+async def test_locks_taken_in_opposite_orders_are_found(scene: tuple[PostgresStore, Snapshots]) -> None:
+    def one(tx: Transaction) -> None:
+        tx.execute("UPDATE changes SET version = version + 1")
+        tx.execute("UPDATE cleaner SET lease_expires_at_ms = 1")
+
+    def other(tx: Transaction) -> None:
+        tx.execute("UPDATE cleaner SET lease_expires_at_ms = 2")
+        tx.execute("UPDATE changes SET version = version + 1")
+
+    store, snapshots = scene
+    with pytest.raises(Deadlock):
+        async for _ in Stepper(store, snapshots.connection, restore=snapshots.restore).interleavings([one, other]):
+            pass
+
+
+async def test_a_lost_update_is_found(scene: tuple[PostgresStore, Snapshots]) -> None:
+    def read_then_write(tx: Transaction) -> int:
+        (row,) = tx.rows("SELECT version FROM changes")
+        tx.execute("UPDATE changes SET version = :version", version=row.version + 1)
+        return int(row.version)
+
+    store, snapshots = scene
+    seen = set()
+    async for found in Stepper(store, snapshots.connection, restore=snapshots.restore).interleavings([read_then_write] * 2):
+        versions = [answer.value for answer in found.answers]
+        seen.add(versions[0] == versions[1])
+    assert seen == {True, False}
+
+
+# ---- what holds after every order
+
+
+def assert_invariants(before: State, after: State, found: Interleaving) -> None:
+    _assert_dense(after)
+    _assert_no_bytes_twice(after)
+    _assert_never_back(before, after)
+    _assert_never_dangling(after, found)
+    _assert_committed_is_there(after, found)
+
+
+def _assert_dense(after: State) -> None:
+    """I1: the extents of a partition are disjoint, and without a gap from the log start to the end."""
+    for partition in after["partitions"]:
+        mine = sorted((e["base_offset"], e["next_offset"]) for e in after["extents"] if e["partition_id"] == partition["partition_id"])
+        assert all(one[1] <= other[0] for one, other in itertools.pairwise(mine)), mine
+        readable = [piece for piece in mine if piece[1] > partition["log_start_offset"]]
+        ends = [partition["log_start_offset"], *(end for _, end in readable)]
+        assert all(base <= end for (base, _), end in zip(readable[:1], ends, strict=False)), mine
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(readable)), mine
+        assert ends[-1] == partition["next_offset"], mine
+
+
+def _assert_no_bytes_twice(after: State) -> None:
+    """I5: no byte of a segment has offsets twice, released extents included."""
+    pieces = sorted(
+        (e["partition_id"], e["broker_epoch"], e["sequence"], e["position"], e["position"] + e["length"])
+        for e in after["extents"] + after["released_extents"]
+    )
+    for one, other in itertools.pairwise(pieces):
+        assert one[:3] != other[:3] or one[4] <= other[3], pieces
+    assert all(e["record_count"] == e["next_offset"] - e["base_offset"] for e in after["extents"])
+
+
+_NEVER_BACK = {  # I6
+    "cluster": ("one", ("membership_version", "next_broker_epoch", "next_producer_id")),
+    "changes": ("one", ("version",)),
+    "writers": ("broker_epoch", ("resolved_sequence", "ended")),
+    "commit_counts": ("broker_epoch", ("commits",)),
+    "partitions": ("partition_id", ("leader_epoch", "log_start_offset", "next_offset", "changed_version")),
+    "topics": ("topic_id", ("deleted", "changed_version")),
+    "groups": ("group_id", ("generation",)),
+}
+
+
+def _assert_never_back(before: State, after: State) -> None:
+    for table, (key, columns) in _NEVER_BACK.items():
+        now = {row[key]: row for row in after[table]}
+        for row in before[table]:
+            if row[key] in now:  # deleted topics and groups go altogether
+                assert all(now[row[key]][column] >= row[column] for column in columns), (row, now[row[key]])
+    assert len({row["broker_epoch"] for row in after["writers"]}) == len(after["writers"])
+    assert all(row["version"] >= max(p["changed_version"] for p in after["partitions"]) for row in after["changes"])
+
+
+def _assert_never_dangling(after: State, found: Interleaving) -> None:
+    """I7: what was condemned has no extent, and can never get one."""
+    writers = {row["broker_epoch"]: row for row in after["writers"]}
+    live = {(e["broker_epoch"], e["sequence"]) for e in after["extents"]}
+    for answer in found.answers:
+        if isinstance(answer.value, Verdict):
+            assert not answer.value.condemned & live
+            for epoch, sequence in answer.value.condemned:
+                assert writers[epoch]["ended"] or writers[epoch]["resolved_sequence"] >= sequence
+
+
+def _assert_committed_is_there(after: State, found: Interleaving) -> None:
+    """I2: whoever was told that a commit stands finds the end of the log at or beyond it."""
+    ends = {row["partition_id"]: row["next_offset"] for row in after["partitions"]}
+    for answer in found.answers:
+        if isinstance(answer.value, dict):
+            for partition, outcome in answer.value.items():
+                assert not isinstance(outcome, Committed) or ends[partition] >= outcome.next_offset
+        assert answer.error is None or isinstance(answer.error, TidelogError), answer.error
+
+
+async def _one_after_the_other(store: PostgresStore, snapshots: Snapshots, verbs: Sequence[Verb], order: Sequence[int]) -> str:
+    await snapshots.restore()
+    answers = [Answer()] * len(verbs)
+    for number in order:
+        try:
+            answers[number] = Answer(await store.run(_quickly, verbs[number]))
+        except TidelogError as error:
+            answers[number] = Answer(error=error)
+    return _digest(answers, await snapshots.state())
+
+
+def _quickly(tx: Transaction, verb: Verb) -> object:
+    without_sync(tx)
+    return verb(tx)
+
+
+def _digest(answers: Sequence[Answer], state: State) -> str:
+    """Return answers and rows as text, without times: those are different every time."""
+    rows = {
+        table: sorted(json.dumps({column: value for column, value in row.items() if not column.endswith("_ms")}) for row in found)
+        for table, found in state.items()
+    }
+    said = [type(answer.error).__name__ if answer.error else re.sub(r"\w+_ms=\d+", "", str(_ordered(answer.value))) for answer in answers]
+    return f"{said} {rows}"
+
+
+def _ordered(value: object) -> object:
+    if isinstance(value, Verdict):
+        return sorted(value.condemned), sorted(value.referenced)
+    return value
