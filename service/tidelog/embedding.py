@@ -7,7 +7,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _START_SECONDS = 30.0
@@ -45,7 +45,8 @@ def embedded(*, data_dir: Path | str | None = None, port: int = 0, **settings: o
     finally:
         if stop.done():
             loop, event = stop.result()
-            loop.call_soon_threadsafe(event.set)
+            with suppress(RuntimeError):  # it has ended by itself
+                loop.call_soon_threadsafe(event.set)
         thread.join()
 
 

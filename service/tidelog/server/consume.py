@@ -9,7 +9,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 
 import grpc
-import structlog
 
 from tidelog.broker.requests import Run
 from tidelog.config import Settings
@@ -21,9 +20,10 @@ from tidelog.server.callers import Caller
 from tidelog.server.credit import Credit
 from tidelog.server.ports import Cursor, LogBroker
 from tidelog.server.streams import leaving, next_message
+from tidelog.telemetry import get_logger
 
 _QUEUED_RESPONSES = 4
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 ConsumeContext = grpc.aio.ServicerContext[log_pb2.ConsumeRequest, log_pb2.ConsumeResponse]
 

@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tidelog.errors import OutcomeUnknown, TidelogError
 from tidelog.server import wire
 from tidelog.server.callers import called_by
 from tidelog.server.security import Gate
+from tidelog.telemetry import get_logger
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class CallMetrics:

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 import grpc
-import structlog
 
 from tidelog.broker.references import AnswerReceiver, FeedLink, FeedReceiver, Reference, ReferenceLink
 from tidelog.config import Settings
@@ -18,10 +17,11 @@ from tidelog.server.peer_service import CLUSTER, FROM_EPOCH, TO_EPOCH
 from tidelog.server.ports import LogBroker
 from tidelog.server.security import PEER_TOKEN
 from tidelog.server.tls import channel_credentials
+from tidelog.telemetry import get_logger
 
 Item = TypeVar("Item")
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class GrpcPeers:

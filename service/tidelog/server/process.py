@@ -80,7 +80,7 @@ async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Se
     stack.push_async_callback(store.close)
     executor = ThreadExecutor("server", threads=2)
     stack.push_async_callback(executor.close)
-    peers = GrpcPeers(settings)
+    peers = GrpcPeers(settings, sender=lambda: broker)
     stack.push_async_callback(peers.close)
     broker = Broker(
         store=store,

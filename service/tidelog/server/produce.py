@@ -10,7 +10,6 @@ import asyncio
 from functools import partial
 
 import grpc
-import structlog
 
 from tidelog.broker.requests import Appended
 from tidelog.config import Settings
@@ -21,9 +20,10 @@ from tidelog.server.callers import Caller
 from tidelog.server.outgoing import Outgoing
 from tidelog.server.ports import LogBroker
 from tidelog.server.streams import leaving, next_message
+from tidelog.telemetry import get_logger
 
 _MOST_RESULTS = 4096
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 ProduceContext = grpc.aio.ServicerContext[log_pb2.ProduceRequest, log_pb2.ProduceResponse]
 

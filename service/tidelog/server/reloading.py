@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import structlog
-
 from tidelog.clock import Clock
 from tidelog.errors import InvalidSettings
+from tidelog.telemetry import get_logger
 
 T = TypeVar("T")
 
 _LOOK_EVERY_S = 1.0
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Reloaded(Generic[T]):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import structlog
 
 from tidelog.clock import Clock
 from tidelog.config import Settings
@@ -14,12 +13,13 @@ from tidelog.errors import InvalidSettings, Unauthenticated
 from tidelog.server.callers import ANYONE, Caller
 from tidelog.server.reloading import Reloaded
 from tidelog.server.tokens import find_caller, load_tokens
+from tidelog.telemetry import get_logger
 
 PEER_TOKEN = "tidelog-peer-token"  # noqa: S105 - the name of a metadata key
 PEERS_SERVICE = "/tidelog.v1.Peers/"
 _HEALTH_SERVICE = "/grpc.health.v1.Health/"
 _PEER = Caller("another broker")
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def is_loopback(address: str) -> bool:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import grpc
-import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
@@ -23,9 +22,10 @@ from tidelog.server.ports import LogBroker
 from tidelog.server.security import Gate, check_listener
 from tidelog.server.streams import OpenStreams
 from tidelog.server.tls import server_credentials
+from tidelog.telemetry import get_logger
 
 SERVICES = ("tidelog.v1.Log", "tidelog.v1.Admin")
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Server:
