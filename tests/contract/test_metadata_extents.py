@@ -77,6 +77,16 @@ async def test_many_partitions_are_looked_up_at_once_and_all_learn_their_bounds(
     assert [e.base_offset for e in read.partitions[0].extents] == [0, 10, 20]
 
 
+async def test_a_partition_far_behind_leaves_room_for_the_others(metadata_store: MetadataStore) -> None:
+    broker = (await join(metadata_store, "b0")).broker_epoch
+    ids = await topic(metadata_store, count=2)
+    led = await lead(metadata_store, broker, ids)
+    for n, i in enumerate(ids):
+        await append(metadata_store, led[i], broker, *(extent(broker, s, position=8 + 100 * n) for s in range(1, 9)))
+    read = await metadata_store.run(read_extents, positions=[(ids[0], 15), (ids[1], 70)], max_extents=4, max_extents_each=2)
+    assert [[e.base_offset for e in p.extents] for p in read.partitions] == [[10, 20, 30], [70]]
+
+
 async def test_an_offset_is_found_by_time(metadata_store: MetadataStore) -> None:
     _, led, extents = await begin(metadata_store, segments=3)
     partition = led.partition_id
