@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from tidelog.broker.pace import Slots
 from tidelog.broker.runs import StampedBatches, stamp_parts
-from tidelog.errors import CorruptSegment
+from tidelog.errors import CorruptBatch, CorruptSegment
 from tidelog.objects.store import ObjectStore
 from tidelog.records.batch import BatchHeader, Buffer
 
@@ -61,7 +61,7 @@ class _Piece:
         self._parts = [_held(part) for part in parts]
         self._stamped: StampedBatches | None = None
         # A part is as large as the memory that it keeps alive.
-        held = {id(owner): len(owner) for owner in (part.obj if isinstance(part, memoryview) else part for part in self._parts)}
+        held = dict(map(_owner, self._parts))
         self.cost = sum(held.values()) + _PIECE_BYTES
 
     @classmethod
@@ -81,9 +81,13 @@ class _Piece:
 
 def _held(part: Buffer) -> Buffer:
     """Return `part`, or a copy where it would keep more than twice as much memory alive."""
-    if isinstance(part, memoryview) and len(part.obj) > 2 * len(part):  # type: ignore[arg-type]  # views are of bytes or bytearrays here
-        return bytes(part)
-    return part
+    return bytes(part) if _owner(part)[1] > 2 * len(part) else part
+
+
+def _owner(part: Buffer) -> tuple[int, int]:
+    """Return which object holds the bytes of `part`, and how large that is."""
+    owner = part.obj if isinstance(part, memoryview) else part
+    return id(owner), memoryview(owner).nbytes
 
 
 class RecordCache:
@@ -128,7 +132,12 @@ class RecordCache:
             if offset < piece.next_offset:
                 self._recency[tail].move_to_end(key)
                 self._used[tail] -= piece.cost
-                stamped = piece.stamped()
+                try:
+                    stamped = piece.stamped()
+                except CorruptBatch:  # what intake had checked was changed since: the bucket has it as it was
+                    self._used[tail] += piece.cost
+                    self._drop(tail, key)
+                    return None
                 self._used[tail] += piece.cost
                 self._shrink(tail)
                 return stamped
@@ -199,7 +208,10 @@ class BlockCache:
         return self._probation_bytes + self._protected_bytes
 
     async def read(self, spans: Sequence[Span], *, slots: Slots, reader: int) -> list[list[memoryview]]:
-        """Return the bytes of each span, in pieces. Raises ObjectNotFound, StoreError, and CorruptSegment for objects that are too short."""
+        """Return the bytes of each span, in pieces.
+
+        Raises StoreError, ObjectNotFound among them, and CorruptSegment for objects that are too short.
+        """
         for span in spans[1:]:  # all are on their way while the first is waited for
             for number in self._numbers(span):
                 if self._cached((span.key, number)) is None:

@@ -26,6 +26,8 @@ from tidelog.randomness import Random
 _SWEEP_POLLS = 25
 """Every so many polls all partitions are asked for, those with a feed too: no news that got lost stays unnoticed."""
 _LONGEST_BACKOFF_SECONDS = 10.0
+_BOUNDS_ONLY = 2**62
+"""An offset that no extent reaches: where nothing is known yet, the past is not asked for."""
 
 
 class _Trust(Enum):
@@ -267,7 +269,7 @@ class Feed:
         heard = [(followed, followed.source) for followed in asked if followed.trust is _Trust.HEARD]
         self._stats.polls += 1
         try:
-            read = await self._lookups.poll([(followed.partition_id, followed.high_watermark) for followed in asked])
+            read = await self._lookups.poll([(f.partition_id, f.high_watermark if f.known else _BOUNDS_ONLY) for f in asked])
         except TidelogError:  # asked again soon; whoever reads beyond what is known asks SQL, and hears why it does not answer
             self._stats.failed_polls += 1
             return False
@@ -336,8 +338,9 @@ class _LeaderFeed:
         self._receiver = None
         if self._again is not None:
             self._again.cancel()
-        if self._link is not None:
-            self._link.close()
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def committed(self, receiver: "_Receiver", news: CommittedExtents) -> None:
         if receiver is self._receiver:

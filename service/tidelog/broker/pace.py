@@ -59,9 +59,9 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the turn had come already
+            if not turn.cancelled():  # the turn had come already
                 self._give_back()
-            else:
+            elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 _ATTEMPTS = 4
 """How often metadata are read again where an object is missing, and an object where its bytes are wrong."""
 _LEAST_READ_BYTES = 64 * 1024
-"""A read of the bucket is worth at least this much."""
+"""A read of the bucket is worth at least this much, where memory has room for several such."""
 _MOST_SPANS = 64
 """Extents in one answer."""
 _OFF_LOOP_BYTES = 1024 * 1024
@@ -67,6 +67,7 @@ class Reader:
         self.feed = feed
         self.lookups = lookups
         self.cold = Slots(settings.max_cold_reads)
+        self.least_read_bytes = min(_LEAST_READ_BYTES, settings.cache_bytes // 16)
         self.ahead = _Ahead()
         self.segments = _Segments(
             objects, self.blocks, cold=self.cold, tail=Slots(settings.max_tail_reads), executor=executor, settings=settings
@@ -277,7 +278,7 @@ class PartitionCursor:
 
     async def _load(self, extents: Sequence[Extent], offset: int, max_bytes: int, *, tail: bool, sequential: bool) -> StampedBatches:
         segments = self._reader.segments
-        want = max(max_bytes, _LEAST_READ_BYTES)
+        want = max(max_bytes, self._reader.least_read_bytes)
         extents = extents[: _MOST_SPANS + 1]
         keys = await self._reader.lookups.keys(self._ref, extents)
         for attempt in range(1, _ATTEMPTS + 1):

@@ -151,7 +151,11 @@ class FeedLink(Protocol):
     """A feed of one leader's commits."""
 
     def follow(self, partition_ids: Sequence[int]) -> None:
-        """Ask for news of these partitions, too. Nothing is said of what was committed before."""
+        """Ask for news of these partitions, too.
+
+        Each is answered at once by news of nothing (no extents, bounds 0): whatever is committed from then on is told.
+        Nothing is said of what was committed before: that is asked of SQL, after this answer.
+        """
         ...
 
     def unfollow(self, partition_ids: Sequence[int]) -> None:
