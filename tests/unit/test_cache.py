@@ -4,7 +4,7 @@ import asyncio
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tidelog.broker.cache import BlockCache, ReadStats, RecordCache, Span
 from tidelog.broker.pace import Slots, keep_pace
@@ -31,6 +31,7 @@ def stamped(base_offset: int, *, records: int = 10, batches: int = 1) -> Stamped
 # ---- batches
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=8), base=st.integers(0, 10**12), max_bytes=st.integers(1, 2000))
 def test_cuts_are_whole_batches_that_follow_one_another(counts: list[int], base: int, max_bytes: int) -> None:
     batches = stamp_parts([some(count) for count in counts], base_offset=base, leader_epoch=3)
