@@ -49,8 +49,8 @@ def check_timestamps(timestamps: Sequence[int]) -> None:
 
 
 def sizes(column: Sequence[bytes | None]) -> list[int]:
-    """Return the length of each, 0 for None."""
+    """Return about how many bytes a record of each takes."""
     try:
-        return list(map(len, column))  # type: ignore[arg-type]
+        return list(map(RECORD_OVERHEAD_BYTES.__add__, map(len, column)))  # type: ignore[arg-type]
     except TypeError:  # a None among them
-        return [0 if value is None else len(value) for value in column]
+        return [RECORD_OVERHEAD_BYTES + (0 if value is None else len(value)) for value in column]

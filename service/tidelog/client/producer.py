@@ -437,12 +437,12 @@ class Producer:
         lengths = sizes(values)
         if keys is not None:
             lengths = list(map(int.__add__, lengths, sizes(keys)))
-        if max(lengths) + RECORD_OVERHEAD_BYTES > self._max_record_bytes:
+        if max(lengths) > self._max_record_bytes:
             raise RecordTooLarge(
                 f"a record of {max(lengths)} bytes was to be sent, but max_record_bytes is {self._max_record_bytes}; send less. Records"
                 " of other partitions may be on their way"
             )
-        ends = list(accumulate(lengths, lambda total, size: total + size + RECORD_OVERHEAD_BYTES, initial=0))
+        ends = list(accumulate(lengths, initial=0))
         start = 0
         while start < len(values):
             end = max(start + 1, bisect_right(ends, ends[start] + self._batch_bytes) - 1)
