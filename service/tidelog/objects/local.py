@@ -1,7 +1,7 @@
 """An object store in a directory: one file an object, whole and synced before anyone can see it.
 
 A new object is written beside its place, synced, and linked to its name, which fails where the name is taken: so one
-writer wins, also among processes, and nobody ever sees half an object.
+writer wins, also among processes, and nobody ever sees half an object. Folders are made as keys need them, and stay.
 """
 
 import asyncio
@@ -9,12 +9,13 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 from typing import ParamSpec, TypeVar
 
 from tidelog.clock import Clock
-from tidelog.errors import ObjectExists, ObjectNotFound, StoreError, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
+from tidelog.errors import InvalidRequest, ObjectExists, ObjectNotFound, StoreError, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
 from tidelog.executors import Executor
 from tidelog.objects.store import Bytes, ObjectInfo, check_key
 from tidelog.randomness import Random, new_uuid
@@ -27,10 +28,20 @@ _ABANDONED_MS = 24 * 3600 * 1000
 _PAGE = 1000
 _MOST_PARTS = 512
 """Buffers in one write call; the system's limit is 1,024."""
+_MOST_FOLDERS = 10_000
+"""Folders remembered as durable (I10); forgotten ones are only synced once more."""
+_COMPARED_AT_ONCE = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PASSING = (errno.ENOMEM, errno.EAGAIN, errno.EBUSY)
+_NO_ANSWER = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EINTR)
+"""What a disk, or a file system on a network, says where it lost its own answer."""
 
 
 class DirectoryStore:
-    """Keeps objects below `root`. File work is done by `executor`."""
+    """Keeps objects below `root`. File work is done by `executor`, which `close` closes.
+
+    One thing differs from a bucket: where `a/b` is an object, `a` cannot be one (InvalidRequest).
+    """
 
     def __init__(self, root: Path, *, clock: Clock, chance: Random, executor: Executor) -> None:
         self._root = root
@@ -54,26 +65,22 @@ class DirectoryStore:
 
     async def head(self, key: str) -> ObjectInfo:
         """Return what is known of an object; a file keeps no checksum. See `ObjectStore.head`."""
-        return await self._run(key, self._head, key, self._path(key))
+        return await self._run(key, _info, key, self._path(key))
 
     async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
-        """Iterate over objects in order, a page at a time. See `ObjectStore.list`."""
-        while page := await self._run(prefix, self._page, prefix, start_after):
+        """Iterate over objects in order, a page at a time; each folder is read once, when it is reached. See `ObjectStore.list`."""
+        walk = self._walk("", prefix, start_after)
+        while page := await self._run(prefix, _page, walk):
             for found in page:
                 yield found
-            if len(page) < _PAGE:
-                return
-            start_after = page[-1].key
 
     async def delete_many(self, keys: Sequence[str]) -> dict[str, str]:
-        """Delete objects. See `ObjectStore.delete_many`."""
-        refused = {}
-        for key in keys:
-            try:
-                await self._run(key, _delete, self._path(key), self._root)
-            except StoreError as error:
-                refused[key] = str(error)
-        return refused
+        """Delete objects. See `ObjectStore.delete_many`.
+
+        Folders are not synced: an object that comes back after a power cut is one that nothing refers to (I7), which the
+        cleaner lists and deletes again, while a sync would cost every deletion a write to the disk.
+        """
+        return await self._run(f"{len(keys)} keys", self._delete, {key: self._path(key) for key in keys})
 
     async def close(self) -> None:
         """Wait for file work that has begun."""
@@ -91,85 +98,82 @@ class DirectoryStore:
             raise _explained(error, asked, self._root) from error
 
     def _put(self, key: str, path: Path, parts: Sequence[Bytes], unique: str) -> None:
-        self._prepare(path.parent)
         temporary = path.parent / f"{_TEMPORARY}{unique}"
-        linked = False
         try:
+            self._prepare(path.parent)
             _write(temporary, parts)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                if path.is_dir() or not _same(path, temporary):
-                    raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key") from None
-            linked = True
-            _sync(path)  # also where an earlier attempt may have died before it was durable
-            _sync(path.parent)
+            taken = not _link(temporary, path)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise _in_the_way(key) from error
         except FileNotFoundError as error:
+            if not self._root.is_dir():
+                raise
             raise StoreUnavailable(
                 f"object {key!r} was to be written, but its file was taken away meanwhile; it was not done: try again"
             ) from error
-        except OSError as error:
-            if linked:  # I5: it can be seen already, and may be durable
-                raise StoreOutcomeUnknown(
-                    f"object {key!r} is written, but could not be synced ({error.strerror}); write the same again"
-                ) from error
-            raise
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # what stays behind is never listed, and removed once it counts as abandoned
                 temporary.unlink()
+        try:
+            if taken:
+                if not _holds(path, parts):
+                    raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
+                _sync(path)  # whoever wrote it may have died before it was durable
+            _sync(path.parent)
+        except IsADirectoryError as error:
+            raise _in_the_way(key) from error
+        except OSError as error:  # I5: it can be seen already, or could be a moment ago, and may be durable
+            raise StoreOutcomeUnknown(
+                f"object {key!r} is written, but could not be synced ({error.strerror}); write the same again"
+            ) from error
 
     def _prepare(self, folder: Path) -> None:
         """Make folders down to `folder`, each synced into its parent, whoever made it.
 
         `root` is never made: a lost mount must be noticed.
         """
-        if folder in self._synced and folder.is_dir():
+        if folder.is_dir() and (folder == self._root or folder in self._synced):
             return
         if folder == self._root:
-            if not folder.is_dir():
-                raise StoreUnusable(f"the directory {str(self._root)!r} holds the objects, but it is gone; mount or make it again")
-        else:
-            self._prepare(folder.parent)
-            try:
-                folder.mkdir(exist_ok=True)
-            except FileExistsError:
-                raise StoreUnusable(
-                    f"an object was to be written below {str(folder)!r}, but that is an object itself; choose another key"
-                ) from None
-            _sync(folder.parent)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        self._prepare(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+        if len(self._synced) >= _MOST_FOLDERS:
+            self._synced.clear()
         self._synced.add(folder)
 
-    def _head(self, key: str, path: Path) -> ObjectInfo:
-        stat = path.stat()
-        if not S_ISREG(stat.st_mode):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return ObjectInfo(key, stat.st_size, stat.st_mtime_ns // 1_000_000)
+    def _delete(self, paths: dict[str, Path]) -> dict[str, str]:
+        refused = {}
+        for key, path in paths.items():
+            try:
+                path.unlink()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                continue  # no such object, for a folder is none: it counts as deleted
+            except OSError as error:
+                refused[key] = str(_explained(error, key, self._root))
+        if not self._root.is_dir():  # a lost mount must not pass for a deletion
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._root))
+        return refused
 
-    def _page(self, prefix: str, start_after: str) -> Sequence[ObjectInfo]:
-        found: list[ObjectInfo] = []
-        for key, path in self._walk("", prefix, start_after):
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                found.append(self._head(key, path))
-            if len(found) == _PAGE:
-                break
-        return found
-
-    def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[tuple[str, Path]]:
-        """Yield keys in the order of their bytes: a folder sorts as its name with a slash."""
+    def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        """Yield objects in the order of their keys' bytes: a folder sorts as its name with a slash."""
         try:
-            entries = list(os.scandir(self._root / folder))
+            with os.scandir(self._root / folder) as entries:
+                found = sorted((folder + entry.name + ("/" if entry.is_dir() else ""), entry) for entry in entries)
         except FileNotFoundError:
             if not folder:
                 raise
             return
-        for name, entry in sorted((folder + entry.name + ("/" if entry.is_dir() else ""), entry) for entry in entries):
+        for name, entry in found:
             if entry.name.startswith(_TEMPORARY):
                 self._remove_abandoned(entry)
             elif entry.is_dir():
                 if (name.startswith(prefix) or prefix.startswith(name)) and (name > start_after or start_after.startswith(name)):
                     yield from self._walk(name, prefix, start_after)
             elif name.startswith(prefix) and name > start_after:
-                yield name, Path(entry.path)
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    yield _info(name, Path(entry.path))
 
     def _remove_abandoned(self, entry: "os.DirEntry[str]") -> None:
         """Remove what a process that died while writing left behind; a day is longer than any write takes."""
@@ -181,7 +185,12 @@ class DirectoryStore:
 def open_directory(root: Path, *, clock: Clock, chance: Random, executor: Executor) -> DirectoryStore:
     """Return a store in `root`, made if need be. Raises StoreUnusable where it cannot be used."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            _sync(folder.parent)  # I2: what is written below must not be lost with its folder
+        if not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -195,26 +204,68 @@ def open_directory(root: Path, *, clock: Clock, chance: Random, executor: Execut
 def _write(path: Path, parts: Sequence[Bytes]) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        views = [memoryview(part).cast("B") for part in parts if len(part)]
-        while views:
-            written = os.writev(handle, views[:_MOST_PARTS])
-            while views and written >= len(views[0]):
-                written -= len(views.pop(0))
-            if written:
-                views[0] = views[0][written:]
+        for first in range(0, len(parts), _MOST_PARTS):
+            _write_all(handle, [memoryview(part).cast("B") for part in parts[first : first + _MOST_PARTS] if len(part)])
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
+def _write_all(handle: int, views: "list[memoryview]") -> None:
+    done = 0
+    while done < len(views):
+        written = os.writev(handle, views[done:] if done else views)
+        while done < len(views) and written >= len(views[done]):
+            written -= len(views[done])
+            done += 1
+        if written:
+            views[done] = views[done][written:]
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a finished file its name; return False where the name is taken: the conditional PUT between processes (I3)."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_ANSWER:  # I5
+            raise StoreOutcomeUnknown(f"{str(path)!r} may be written, or not ({error.strerror}); write the same again") from error
+        raise
+    return True
+
+
+def _holds(path: Path, parts: Sequence[Bytes]) -> bool:
+    """Say whether the file holds exactly these bytes."""
+    with path.open("rb") as file:
+        for part in parts:
+            view = memoryview(part).cast("B")
+            for start in range(0, len(view), _COMPARED_AT_ONCE):
+                some = view[start : start + _COMPARED_AT_ONCE]
+                if file.read(len(some)) != some:
+                    return False
+        return not file.read(1)
+
+
 def _read(path: Path, position: int, length: int) -> bytes:
     with path.open("rb") as file:
+        wanted = max(0, min(length, os.fstat(file.fileno()).st_size - position))
         file.seek(position)
-        return file.read(max(0, min(length, os.fstat(file.fileno()).st_size - position)))
+        content = file.read(wanted)
+    if len(content) != wanted:
+        raise OSError(errno.EIO, f"{wanted} bytes were promised, but {len(content)} came")
+    return content
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+def _info(key: str, path: Path) -> ObjectInfo:
+    stat = path.stat()
+    if not S_ISREG(stat.st_mode):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return ObjectInfo(key, stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+def _page(walk: Iterator[ObjectInfo]) -> Sequence[ObjectInfo]:
+    return list(islice(walk, _PAGE))
 
 
 def _sync(path: Path) -> None:
@@ -225,23 +276,24 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _delete(path: Path, root: Path) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):  # a folder is no object
-        path.unlink()
-    if not root.is_dir():  # a lost mount must not pass for a deletion
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
+def _in_the_way(key: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"object {key!r} was to be written, but a name in a directory cannot be both an object and a folder; choose another key"
+    )
 
 
 def _explained(error: OSError, asked: str, root: Path) -> StoreError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) and root.is_dir():
         return ObjectNotFound(f"object {asked!r} was asked for, but there is none of that key in {str(root)!r}")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in _FULL:
         return StoreUnavailable(
             f"object {asked!r} was to be written, but the disk of {str(root)!r} is full ({error.strerror}); free some space"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return StoreUnavailable(f"object {asked!r}: this process has too many files open; raise its limit (ulimit -n)")
-    if error.errno == errno.EIO:
+    if error.errno in _PASSING:
+        return StoreUnavailable(f"object {asked!r}: the directory {str(root)!r} is busy ({error.strerror}); it was not done: try again")
+    if error.errno in _NO_ANSWER:
         return StoreUnavailable(f"object {asked!r}: the disk of {str(root)!r} failed ({error.strerror}); look at the disk")
     return StoreUnusable(
         f"object {asked!r}: the directory {str(root)!r} cannot be used ({error.strerror}); make it, and let this process write to it"
