@@ -69,7 +69,7 @@ class EchoBroker(log_pb2_grpc.LogServicer):
 
 async def _serve() -> None:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
-    log_pb2_grpc.add_LogServicer_to_server(EchoBroker(), server)  # type: ignore[no-untyped-call]
+    log_pb2_grpc.add_LogServicer_to_server(EchoBroker(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)

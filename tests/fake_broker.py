@@ -177,8 +177,8 @@ class Broker(log_pb2_grpc.LogServicer, admin_pb2_grpc.AdminServicer):
 
     async def start(self, port: int = 0) -> None:
         self.server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.so_reuseport", 0)])
-        log_pb2_grpc.add_LogServicer_to_server(self, self.server)  # type: ignore[no-untyped-call]
-        admin_pb2_grpc.add_AdminServicer_to_server(self, self.server)  # type: ignore[no-untyped-call]
+        log_pb2_grpc.add_LogServicer_to_server(self, self.server)
+        admin_pb2_grpc.add_AdminServicer_to_server(self, self.server)
         self.address = f"127.0.0.1:{self.server.add_insecure_port(f'127.0.0.1:{port}')}"
         await self.server.start()
 

@@ -98,8 +98,8 @@ class Broker:
 
     def _open(self) -> None:
         self._channel = self._credentials.channel(self.address)
-        self.log: Any = LogStub(self._channel)  # type: ignore[no-untyped-call]
-        self.admin: Any = AdminStub(self._channel)  # type: ignore[no-untyped-call]
+        self.log: Any = LogStub(self._channel)
+        self.admin: Any = AdminStub(self._channel)
 
     async def connected(self) -> bool:
         """Return whether there is a connection; a channel that could not make one is made anew."""
