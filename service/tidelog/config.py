@@ -6,15 +6,23 @@ here: that is `server.settings.load_settings`' business, which only the command 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MIB = 1024 * 1024
 
-Milliseconds = Annotated[int, Field(ge=0, le=365 * 24 * 3600 * 1000)]
-Bytes = Annotated[int, Field(ge=0, le=1024**4)]
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
+
+def _milliseconds(default: int, *, ge: int = 0, le: int = 365 * 24 * 3600 * 1000, description: str) -> Any:
+    return Field(default, ge=ge, le=le, description=description)
+
+
+def _bytes(default: int, *, ge: int = 0, le: int = 1024**4, description: str) -> Any:
+    return Field(default, ge=ge, le=le, description=description)
+
+
+def _count(default: int, *, ge: int = 1, le: int = 10_000_000, description: str) -> Any:
+    return Field(default, ge=ge, le=le, description=description)
 
 
 class Settings(BaseModel):
@@ -39,14 +47,14 @@ class Settings(BaseModel):
     s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
         "auto", description="Whether the bucket is named in the path or in the host. `?path_style=true` in the URL goes before."
     )
-    s3_connect_timeout_ms: Milliseconds = Field(2000, ge=1, description="Making one connection to S3 is given up after this.")
-    s3_read_timeout_ms: Milliseconds = Field(15_000, ge=1, description="A request to S3 is given up when nothing comes for this long.")
-    s3_attempt_timeout_ms: Milliseconds = Field(30_000, ge=1, description="One request to S3, its body included, is given up after this.")
-    s3_max_attempts: Count = Field(5, le=100, description="How often a request to S3 is tried.")
-    s3_deadline_ms: Milliseconds = Field(60_000, ge=1, description="All attempts at a request to S3 together, with the waits between.")
-    s3_backoff_base_ms: Milliseconds = Field(50, description="Waits between attempts are drawn from 0 up to this, doubled each time.")
-    s3_backoff_most_ms: Milliseconds = Field(5000, description="Waits between attempts are never longer.")
-    s3_max_connections: Count = Field(64, le=10_000, description="Connections to S3.")
+    s3_connect_timeout_ms: int = _milliseconds(2000, ge=1, description="Making one connection to S3 is given up after this.")
+    s3_read_timeout_ms: int = _milliseconds(15_000, ge=1, description="A request to S3 is given up when nothing comes for this long.")
+    s3_attempt_timeout_ms: int = _milliseconds(30_000, ge=1, description="One request to S3, its body included, is given up after this.")
+    s3_max_attempts: int = _count(5, le=100, description="How often a request to S3 is tried.")
+    s3_deadline_ms: int = _milliseconds(60_000, ge=1, description="All attempts at a request to S3 together, with the waits between.")
+    s3_backoff_base_ms: int = _milliseconds(50, description="Waits between attempts are drawn from 0 up to this, doubled each time.")
+    s3_backoff_most_ms: int = _milliseconds(5000, description="Waits between attempts are never longer.")
+    s3_max_connections: int = _count(64, le=10_000, description="Connections to S3.")
     s3_hedge_after_samples: int = Field(
         20, ge=0, le=500, description="Requests that are measured before slow ones are sent a second time; 0 switches that off."
     )
@@ -54,78 +62,78 @@ class Settings(BaseModel):
         0.99, ge=0, le=1, description="A request is slow when it takes longer than this share of the recent ones."
     )
     s3_hedge_most_share: float = Field(0.05, ge=0, le=1, description="Largest share of requests that may be sent a second time.")
-    file_threads: Count = Field(8, le=256, description="Threads that read and write the files of a file:// bucket.")
+    file_threads: int = _count(8, le=256, description="Threads that read and write the files of a file:// bucket.")
 
     # ---- metadata store
-    metadata_connections: Count = Field(4, le=100, description="Connections to PostgreSQL; one more is kept for the lease.")
-    metadata_connect_timeout_ms: Milliseconds = Field(
+    metadata_connections: int = _count(4, le=100, description="Connections to PostgreSQL; one more is kept for the lease.")
+    metadata_connect_timeout_ms: int = _milliseconds(
         5000, ge=1, description="Connecting to PostgreSQL, and waiting for a free connection, is given up after this."
     )
 
     # ---- membership and leadership
-    lease_ms: Milliseconds = Field(10_000, ge=500, description="How long a broker is a member without renewing its lease.")
-    catalog_poll_ms: Milliseconds = Field(500, ge=10, description="How often changes of topics, leaders and members are asked for.")
-    take_over_batch_partitions: Count = Field(1000, description="How many partitions are taken over in one transaction.")
+    lease_ms: int = _milliseconds(10_000, ge=500, description="How long a broker is a member without renewing its lease.")
+    catalog_poll_ms: int = _milliseconds(500, ge=10, description="How often changes of topics, leaders and members are asked for.")
+    take_over_batch_partitions: int = _count(1000, description="How many partitions are taken over in one transaction.")
 
     # ---- produce
-    segment_bytes: Bytes = Field(8 * MIB, ge=4096, le=256 * MIB, description="A segment is sealed when it holds this much.")
-    max_latency_ms: Milliseconds = Field(250, ge=0, le=60_000, description="How long an append waits for company at most.")
-    append_timeout_ms: Milliseconds = Field(30_000, ge=10, description="After this an append's outcome is reported, whatever it is.")
-    max_append_timeout_ms: Milliseconds = Field(300_000, ge=10, description="The longest time-out that a client may ask for.")
-    max_append_bytes: Bytes = Field(8 * MIB, ge=1024, le=64 * MIB, description="All batches of one append together.")
-    max_batch_bytes: Bytes = Field(1 * MIB, ge=1024, le=64 * MIB, description="One batch as it travels, header included.")
-    max_batch_records: Count = Field(1_000_000, description="Records of one batch.")
-    max_timestamp_skew_ms: Milliseconds = Field(24 * 3600 * 1000, description="How far a timestamp may lie ahead of the broker's clock.")
-    intake_budget_bytes: Bytes = Field(
+    segment_bytes: int = _bytes(8 * MIB, ge=4096, le=256 * MIB, description="A segment is sealed when it holds this much.")
+    max_latency_ms: int = _milliseconds(250, ge=0, le=60_000, description="How long an append waits for company at most.")
+    append_timeout_ms: int = _milliseconds(30_000, ge=10, description="After this an append's outcome is reported, whatever it is.")
+    max_append_timeout_ms: int = _milliseconds(300_000, ge=10, description="The longest time-out that a client may ask for.")
+    max_append_bytes: int = _bytes(8 * MIB, ge=1024, le=64 * MIB, description="All batches of one append together.")
+    max_batch_bytes: int = _bytes(1 * MIB, ge=1024, le=64 * MIB, description="One batch as it travels, header included.")
+    max_batch_records: int = _count(1_000_000, description="Records of one batch.")
+    max_timestamp_skew_ms: int = _milliseconds(24 * 3600 * 1000, description="How far a timestamp may lie ahead of the broker's clock.")
+    intake_budget_bytes: int = _bytes(
         128 * MIB, ge=1 * MIB, description="Appends held at once, every copy counted; beyond it they are pushed back."
     )
-    max_uploads: Count = Field(8, le=256, description="Segments uploaded at the same time.")
+    max_uploads: int = _count(8, le=256, description="Segments uploaded at the same time.")
     puts_per_second: float = Field(
         0,
         ge=0,
         le=100_000,
         description="Budget of segment uploads; beyond it segments wait for size or latency. 0: 50 for s3://, else no limit.",
     )
-    max_stream_appends: Count = Field(10_000, description="Unanswered appends of one Produce stream; beyond it the stream is not read.")
-    max_stream_append_bytes: Bytes = Field(16 * MIB, ge=1, description="Their bytes; beyond it the stream is not read.")
-    max_open_sequences: Count = Field(256, description="Segments whose appends are not all answered; beyond it nothing is sealed.")
-    max_pending_references: Count = Field(100_000, description="References that wait for a commit at one leader.")
-    commit_max_partitions: Count = Field(2000, description="Partitions committed in one transaction.")
-    producer_expiry_ms: Milliseconds = Field(7 * 24 * 3600 * 1000, description="A producer's state is forgotten when unused this long.")
-    max_producers_per_partition: Count = Field(10_000, description="Idempotent producers that a partition remembers.")
-    peer_timeout_ms: Milliseconds = Field(10_000, ge=100, description="A link to another broker without an answer is made anew after this.")
+    max_stream_appends: int = _count(10_000, description="Unanswered appends of one Produce stream; beyond it the stream is not read.")
+    max_stream_append_bytes: int = _bytes(16 * MIB, ge=1, description="Their bytes; beyond it the stream is not read.")
+    max_open_sequences: int = _count(256, description="Segments whose appends are not all answered; beyond it nothing is sealed.")
+    max_pending_references: int = _count(100_000, description="References that wait for a commit at one leader.")
+    commit_max_partitions: int = _count(2000, description="Partitions committed in one transaction.")
+    producer_expiry_ms: int = _milliseconds(7 * 24 * 3600 * 1000, description="A producer's state is forgotten when unused this long.")
+    max_producers_per_partition: int = _count(10_000, description="Idempotent producers that a partition remembers.")
+    peer_timeout_ms: int = _milliseconds(10_000, ge=100, description="A link to another broker without an answer is made anew after this.")
 
     # ---- consume
-    cache_bytes: Bytes = Field(64 * MIB, ge=0, description="Memory for recent and recently read batches.")
-    block_cache_bytes: Bytes = Field(32 * MIB, ge=0, description="Memory for blocks of segments.")
-    read_block_bytes: Bytes = Field(1 * MIB, ge=4096, le=64 * MIB, description="Cold reads ask the bucket for aligned blocks of this size.")
+    cache_bytes: int = _bytes(64 * MIB, ge=0, description="Memory for recent and recently read batches.")
+    block_cache_bytes: int = _bytes(32 * MIB, ge=0, description="Memory for blocks of segments.")
+    read_block_bytes: int = _bytes(1 * MIB, ge=4096, le=64 * MIB, description="Cold reads ask the bucket for aligned blocks of this size.")
     read_ahead_blocks: int = Field(4, ge=0, le=64, description="Blocks fetched ahead of a sequential reader.")
-    read_ahead_extents: Count = Field(64, le=4096, description="Extents of a partition that are looked up at once.")
-    max_cold_reads: Count = Field(8, le=1024, description="Ranged GETs at the same time for those who read the past.")
-    max_tail_reads: Count = Field(32, le=1024, description="Ranged GETs at the same time for what was committed just now.")
-    max_loop_lag_ms: Milliseconds = Field(20, ge=1, description="When the event loop lags by more, fewer cold reads run at once.")
-    window_extents: Count = Field(64, le=4096, description="Newest extents kept of each followed partition.")
-    response_bytes: Bytes = Field(256 * 1024, ge=1024, le=16 * MIB, description="A response aims at this size.")
-    follower_poll_ms: Milliseconds = Field(200, ge=5, description="Where a leader's feed is missing, its partitions are polled this often.")
-    max_subscriptions_per_stream: Count = Field(10_000, description="Partitions followed by one Consume stream.")
-    max_credit_bytes: Bytes = Field(64 * MIB, ge=1024, description="Credit that one Consume stream may hold.")
-    max_read_bytes: Bytes = Field(3 * MIB, ge=1024, le=64 * MIB, description="Plain records in the answer to one Read.")
-    max_read_wait_ms: Milliseconds = Field(60_000, description="How long a Read waits for a first record at most.")
-    max_decompressed_bytes: Bytes = Field(64 * MIB, ge=65536, description="Records of one batch that are decompressed for a Read.")
+    read_ahead_extents: int = _count(64, le=4096, description="Extents of a partition that are looked up at once.")
+    max_cold_reads: int = _count(8, le=1024, description="Ranged GETs at the same time for those who read the past.")
+    max_tail_reads: int = _count(32, le=1024, description="Ranged GETs at the same time for what was committed just now.")
+    max_loop_lag_ms: int = _milliseconds(20, ge=1, description="When the event loop lags by more, fewer cold reads run at once.")
+    window_extents: int = _count(64, le=4096, description="Newest extents kept of each followed partition.")
+    response_bytes: int = _bytes(256 * 1024, ge=1024, le=16 * MIB, description="A response aims at this size.")
+    follower_poll_ms: int = _milliseconds(200, ge=5, description="Where a leader's feed is missing, its partitions are polled this often.")
+    max_subscriptions_per_stream: int = _count(10_000, description="Partitions followed by one Consume stream.")
+    max_credit_bytes: int = _bytes(64 * MIB, ge=1024, description="Credit that one Consume stream may hold.")
+    max_read_bytes: int = _bytes(3 * MIB, ge=1024, le=64 * MIB, description="Plain records in the answer to one Read.")
+    max_read_wait_ms: int = _milliseconds(60_000, description="How long a Read waits for a first record at most.")
+    max_decompressed_bytes: int = _bytes(64 * MIB, ge=65536, description="Records of one batch that are decompressed for a Read.")
 
     # ---- topics
-    default_partitions: Count = Field(1, le=10_000, description="Partitions of a topic that does not say.")
-    max_partitions_per_topic: Count = Field(10_000, le=100_000, description="Partitions that a topic may be given.")
+    default_partitions: int = _count(1, le=10_000, description="Partitions of a topic that does not say.")
+    max_partitions_per_topic: int = _count(10_000, le=100_000, description="Partitions that a topic may be given.")
     auto_create_topics: bool = Field(False, description="Make a topic when it is first appended to.")
     default_retention_ms: int = Field(7 * 24 * 3600 * 1000, ge=-1, description="How long records are kept; -1: for ever.")
     default_retention_bytes: int = Field(-1, ge=-1, description="Bytes kept per partition; -1: no limit.")
 
     # ---- server
-    max_connections: Count = Field(10_000, description="Connections at once.")
-    max_streams_per_connection: Count = Field(1000, description="Calls at once on one connection.")
-    max_message_bytes: Bytes = Field(16 * MIB, ge=64 * 1024, le=256 * MIB, description="One gRPC message.")
-    drain_timeout_ms: Milliseconds = Field(30_000, description="How long a leaving broker waits for what it has accepted.")
-    drain_propagation_ms: Milliseconds = Field(
+    max_connections: int = _count(10_000, description="Connections at once.")
+    max_streams_per_connection: int = _count(1000, description="Calls at once on one connection.")
+    max_message_bytes: int = _bytes(16 * MIB, ge=64 * 1024, le=256 * MIB, description="One gRPC message.")
+    drain_timeout_ms: int = _milliseconds(30_000, description="How long a leaving broker waits for what it has accepted.")
+    drain_propagation_ms: int = _milliseconds(
         1000, description="How long a draining broker goes on accepting, until balancers have noticed."
     )
     reflection: bool = Field(True, description="Answer gRPC server reflection.")

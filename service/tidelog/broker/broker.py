@@ -70,7 +70,7 @@ class Broker:
         self.life: Life | None = None
         self._hub = FeedHub()
         stats = ReadStats()
-        lookups = Lookups(store, max_extents_each=settings.window_extents, stats=stats)
+        lookups = Lookups(store, max_extents_each=settings.read_ahead_extents, stats=stats)
         self._feed = Feed(
             catalog=self.catalog, peers=peers, lookups=lookups, own_epoch=self._own_epoch, settings=settings, chance=chance, stats=stats
         )
