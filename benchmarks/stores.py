@@ -12,6 +12,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import trustme
 from crc32c import crc32c
 from tidelog.clock import SystemClock
 from tidelog.executors import ThreadExecutor
@@ -73,10 +74,29 @@ async def _directory(repeats: int) -> list[Measure]:
 async def _s3(repeats: int) -> list[Measure]:
     os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
     os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
+    with tempfile.TemporaryDirectory() as folder:
+        authority, certificate = Path(folder) / "authority.pem", Path(folder) / "server.pem"
+        ca = trustme.CA()
+        ca.cert_pem.write_to_path(authority)
+        ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+        os.environ["AWS_CA_BUNDLE"] = str(authority)
+        plain = await _s3_server(repeats, "http")
+        secure = await _s3_server(repeats, "https", "-c", str(certificate), "-k", str(certificate))
+    return [
+        Measure("PUT to S3 (plain HTTP, signed)", plain[0], "ms CPU / 8 MiB", plain[2], "bare aiobotocore", "≤ 15"),
+        Measure("GET from S3 (plain HTTP)", plain[1], "ms CPU / 8 MiB", plain[3], "bare aiobotocore"),
+        Measure("PUT to S3 (TLS, body not signed)", secure[0], "ms CPU / 8 MiB", secure[2], "bare aiobotocore"),
+        Measure("GET from S3 (TLS)", secure[1], "ms CPU / 8 MiB", secure[3], "bare aiobotocore"),
+    ]
+
+
+async def _s3_server(repeats: int, scheme: str, *options: str) -> tuple[float, float, float, float]:
+    """CPU of our PUT and GET, and of the bare client's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "moto.server", "-p", str(port), *options]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             try:
@@ -84,7 +104,7 @@ async def _s3(repeats: int) -> list[Measure]:
                 break
             except OSError:
                 time.sleep(0.05)
-        settings = S3Settings(bucket="bench", endpoint_url=f"http://127.0.0.1:{port}", hedge_after_samples=0)
+        settings = S3Settings(bucket="bench", endpoint_url=f"{scheme}://127.0.0.1:{port}", hedge_after_samples=0)
         store = await open_s3(settings, clock=SystemClock(), chance=random.Random(1))
         client: Any = store._client
         await client.create_bucket(Bucket="bench")
@@ -108,7 +128,4 @@ async def _s3(repeats: int) -> list[Measure]:
     finally:
         server.terminate()
         server.wait(30)
-    return [
-        Measure("PUT to S3 (plain HTTP, signed)", put, "ms CPU / 8 MiB", floors[0], "bare aiobotocore", "≤ 15"),
-        Measure("GET from S3", get, "ms CPU / 8 MiB", floors[1], "bare aiobotocore"),
-    ]
+    return put, get, *floors

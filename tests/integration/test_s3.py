@@ -3,13 +3,17 @@
 import asyncio
 import random
 import socket
+import ssl
 import struct
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
+import trustme
 from aiohttp import ClientSession, web
 from crc32c import crc32c
 from tidelog.clock import SystemClock
@@ -20,7 +24,7 @@ Rule = Callable[[web.Request, Callable[[], Awaitable[web.Response]]], Awaitable[
 
 
 @asynccontextmanager
-async def misbehaving(settings: S3Settings, rule: Rule, **changes: object) -> AsyncIterator[S3Store]:
+async def misbehaving(settings: S3Settings, rule: Rule, *, tls: ssl.SSLContext | None = None, **changes: object) -> AsyncIterator[S3Store]:
     """A store whose every request passes `rule`, which may forward it, answer by itself, or break off."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -44,12 +48,12 @@ async def misbehaving(settings: S3Settings, rule: Rule, **changes: object) -> As
         app.router.add_route("*", "/{path:.*}", handle)
         runner = web.AppRunner(app, shutdown_timeout=1, handler_cancellation=True)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         port = runner.addresses[0][1]
         patient: dict[str, object] = {"backoff_base_ms": 1, "max_attempts": 3, **changes}
         store = await open_s3(
-            replace(settings, endpoint_url=f"http://127.0.0.1:{port}", **patient),  # type: ignore[arg-type]
+            replace(settings, endpoint_url=f"{'https' if tls else 'http'}://127.0.0.1:{port}", **patient),  # type: ignore[arg-type]
             clock=SystemClock(),
             chance=random.Random(1),
         )
@@ -388,6 +392,61 @@ async def test_the_server_keeps_our_checksum(s3_settings: S3Settings) -> None:
     await store.put_new("k", [b"123456789"])
     assert (await store.head("k")).crc32c == 0xE3069283
     await store.close()
+
+
+def noting(puts: list[web.Request]) -> Rule:
+    async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        if request.method == "PUT":
+            puts.append(request)
+        return await forward()
+
+    return rule
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's certificate, whose authority clients trust."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+async def test_over_tls_a_body_is_not_hashed_for_the_signature_but_keeps_its_checksum(s3_settings: S3Settings, tls: ssl.SSLContext) -> None:
+    puts: list[web.Request] = []
+    content = bytes(range(256)) * 4096
+    async with misbehaving(s3_settings, noting(puts), tls=tls) as store:
+        await store.put_new("k", [content])
+        assert await store.get_range("k", 0, 2 << 20) == content
+        assert (await store.head("k")).crc32c == crc32c(content)
+    [put] = puts
+    assert put.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
+    assert put.headers["x-amz-checksum-crc32c"] == b64encode(crc32c(content).to_bytes(4, "big")).decode()
+    assert put.headers["if-none-match"] == "*"
+    assert put.headers["content-length"] == str(len(content))
+    assert "Expect" not in put.headers
+    assert "x-amz-checksum-crc32c" in put.headers["authorization"]
+
+
+async def test_over_plain_http_the_signature_covers_the_body(s3_settings: S3Settings) -> None:
+    puts: list[web.Request] = []
+    parts = [b"x" * 300_000, b"y", b"", b"z" * 600_000, *[b"%d" % n for n in range(1000)]]
+    async with misbehaving(s3_settings, noting(puts)) as store:
+        await store.put_new("k", parts)
+        assert await store.get_range("k", 0, 2 << 20) == b"".join(parts)
+    [put] = puts
+    assert put.headers["x-amz-content-sha256"] == sha256(b"".join(parts)).hexdigest()
+
+
+async def test_a_server_whose_authority_is_unknown_is_named(
+    s3_settings: S3Settings, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_CA_BUNDLE")
+    async with misbehaving(s3_settings, noting([]), tls=tls) as store:
+        with pytest.raises(StoreUnusable, match="name its authority in AWS_CA_BUNDLE"):
+            await store.put_new("k", [b"x"])
 
 
 @pytest.mark.parametrize(

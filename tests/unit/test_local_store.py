@@ -404,18 +404,19 @@ async def test_a_listing_that_fails_ends_with_an_error_not_with_fewer_objects(
         await anext(listing)
 
 
-async def test_an_object_deleted_before_its_folder_was_synced_is_unknown_not_undone(
+async def test_a_name_whose_object_vanishes_before_it_is_compared_is_unknown_not_undone(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """I5: it could be seen for a moment."""
+    """I5: what was there may have been an earlier attempt of this very write."""
+    await store.put_new("a/b", [b"x"])
     link = local._link
 
-    def linked_and_lost(temporary: Path, path: Path) -> bool:
+    def taken_and_lost(temporary: Path, path: Path) -> bool:
         done = link(temporary, path)
         path.unlink()
         return done
 
-    monkeypatch.setattr(local, "_link", linked_and_lost)
+    monkeypatch.setattr(local, "_link", taken_and_lost)
     with pytest.raises(StoreOutcomeUnknown):
         await store.put_new("a/b", [b"x"])
 

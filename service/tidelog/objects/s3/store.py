@@ -1,0 +1,261 @@
+"""The object store in a bucket: which request each verb makes, and what is made of its answer.
+
+botocore's own retries are off: `verdicts` says what an attempt's failure means, `retries` adds it up over attempts,
+`hedging` sends slow requests twice.
+"""
+
+import asyncio
+import itertools
+from base64 import b64decode, b64encode
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import BotoCoreError, ClientError
+from crc32c import crc32c
+
+from tidelog.clock import Clock
+from tidelog.errors import ObjectExists, StoreError, StoreUnusable
+from tidelog.objects.hedging import Hedger
+from tidelog.objects.retries import AttemptFailed, retried
+from tidelog.objects.s3.bodies import Content, Upload, send_once
+from tidelog.objects.s3.settings import S3Settings
+from tidelog.objects.s3.verdicts import status_of, translated
+from tidelog.objects.store import Bytes, ObjectInfo, check_key
+from tidelog.randomness import Random
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+T = TypeVar("T")
+
+_DELETE_AT_ONCE = 1000
+
+
+class S3Store:
+    """Keeps objects in a bucket, below a prefix. Made by `open_s3`."""
+
+    def __init__(self, client: "S3Client", settings: S3Settings, stack: AsyncExitStack, *, clock: Clock, chance: Random) -> None:
+        self._client = client
+        self._settings = settings
+        self._stack = stack
+        self._clock = clock
+        self._chance = chance
+        self._prefix = f"{settings.prefix}/" if settings.prefix else ""
+        self._puts, self._gets = (
+            Hedger(
+                after_samples=settings.hedge_after_samples,
+                percentile=settings.hedge_percentile,
+                most_share=settings.hedge_most_share,
+                clock=clock,
+            )
+            for _ in range(2)
+        )
+        self._writes: set[asyncio.Task[None]] = set()
+        self.requests: Counter[str] = Counter()
+        """How many requests were sent, by operation: put, get, head, list, delete."""
+        self.retries = 0
+        """How many of them were sent because the one before came to nothing."""
+
+    @property
+    def hedges(self) -> int:
+        """How many requests were sent a second time because the first was slow."""
+        return self._puts.hedges + self._gets.hedges
+
+    @property
+    def place(self) -> str:
+        """The bucket, prefix and endpoint, for people."""
+        return self._settings.place
+
+    async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
+        """Write an object once, with a checksum that the server verifies. See `ObjectStore.put_new`.
+
+        Copies small parts only, to send them together. A cancelled caller does not stop the write (I5).
+        """
+        check_key(key)
+        content = Content(parts)
+
+        async def attempt() -> None:
+            if not await self._puts.run(lambda: self._put(key, content)):
+                await self._check_that_it_is_ours(key, content)
+
+        task = asyncio.ensure_future(self._retried("PUT", key, attempt, changes=True))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        await asyncio.shield(task)
+
+    async def get_range(self, key: str, position: int, length: int) -> bytes:
+        """Return part of an object, its length and, where it is the whole, its checksum checked. See `ObjectStore.get_range`."""
+        check_key(key)
+        return await self._retried("GET", key, lambda: self._gets.run(lambda: self._get(key, position, length)))
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Return what is known of an object. See `ObjectStore.head`."""
+        check_key(key)
+        return await self._retried("HEAD", key, lambda: self._head(key))
+
+    async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Iterate over objects, a page at a time. See `ObjectStore.list`."""
+        while True:
+            page = await self._retried("LIST", prefix, lambda after=start_after: self._page(prefix, after))  # type: ignore[misc]  # a default binds the loop's value
+            for found in page.get("Contents", ()):
+                start_after = found["Key"][len(self._prefix) :]
+                yield ObjectInfo(start_after, found["Size"], _milliseconds(found))
+            if not page.get("IsTruncated"):
+                return
+
+    async def delete_many(self, keys: Sequence[str]) -> dict[str, str]:
+        """Delete objects, a thousand a request. See `ObjectStore.delete_many`."""
+        for key in keys:
+            check_key(key)
+        refused: dict[str, str] = {}
+        for first in range(0, len(keys), _DELETE_AT_ONCE):
+            some = keys[first : first + _DELETE_AT_ONCE]
+            asked = some[0] if len(some) == 1 else f"{some[0]} and {len(some) - 1} more"
+            refused |= await self._retried("DELETE", asked, lambda some=some: self._delete(some), changes=True)  # type: ignore[misc]  # as above
+        return refused
+
+    async def close(self) -> None:
+        """Wait for writes that have begun (they have their deadline), then close all connections."""
+        if self._writes:
+            await asyncio.wait(self._writes)
+        await self._stack.aclose()
+
+    async def _put(self, key: str, content: Content) -> bool:
+        """Send one conditional PUT. Returns False where the key is taken."""
+        body = Upload(content)
+        with self._request("PUT", key, sent=lambda: body.sent):
+            try:
+                await self._client.put_object(
+                    Bucket=self._settings.bucket,
+                    Key=self._prefix + key,
+                    Body=body,  # type: ignore[arg-type]  # the part of a file that is looked for
+                    IfNoneMatch="*",
+                    ChecksumAlgorithm="CRC32C",
+                    ChecksumCRC32C=_encoded(content.crc32c),
+                )
+            except ClientError as error:
+                if status_of(error) == 412:
+                    return False
+                raise
+        return True
+
+    async def _check_that_it_is_ours(self, key: str, content: Content) -> None:
+        """Return if a key that is taken holds these bytes: an earlier attempt's, whose answer was lost (I5)."""
+        try:
+            found = await self._head(key)
+            same = found.size == content.size
+            if same and found.crc32c is not None:
+                same = found.crc32c == content.crc32c
+            elif same and content.size:  # the server keeps no checksum
+                same = content.equals(await self._get(key, 0, content.size))
+        except (AttemptFailed, StoreError) as error:
+            # Whatever hinders the look, a write of ours may be what is there.
+            raise AttemptFailed(f"the key is taken, and looking at what it holds failed: {error}", may_happen=True) from error
+        if not same:
+            raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
+
+    async def _get(self, key: str, position: int, length: int) -> bytes:
+        with self._request("GET", key, reads=True):
+            try:
+                answer = await self._client.get_object(
+                    Bucket=self._settings.bucket,
+                    Key=self._prefix + key,
+                    Range=f"bytes={position}-{position + length - 1}",
+                    ChecksumMode="ENABLED",
+                )
+            except ClientError as error:
+                if status_of(error) == 416:  # beginning at or beyond the end
+                    return b""
+                raise
+            async with answer["Body"] as body:
+                if "ContentRange" not in answer:
+                    raise StoreUnusable(f"GET of {key!r} in {self.place} asked for a range, but all came; use a store that honours ranges")
+                total = int(answer["ContentRange"].rpartition("/")[2])
+                wanted = max(0, min(length, total - position))
+                if answer["ContentLength"] != wanted:
+                    raise AttemptFailed(f"{wanted} bytes were asked for, but {answer['ContentLength']} came", may_happen=False)
+                content: bytes = await body.read()
+        promised = _checksum(answer) if wanted == total else None
+        if len(content) != wanted or promised not in (None, crc32c(content)):
+            raise AttemptFailed(f"{wanted} bytes were promised, but {len(content)} came, or other ones than were written", may_happen=False)
+        return content
+
+    async def _head(self, key: str) -> ObjectInfo:
+        with self._request("HEAD", key, reads=True):
+            answer = await self._client.head_object(Bucket=self._settings.bucket, Key=self._prefix + key, ChecksumMode="ENABLED")
+        return ObjectInfo(key, answer["ContentLength"], _milliseconds(answer), _checksum(answer))
+
+    async def _page(self, prefix: str, start_after: str) -> Any:
+        after = {"StartAfter": self._prefix + start_after} if start_after else {}
+        with self._request("LIST", prefix):
+            return await self._client.list_objects_v2(Bucket=self._settings.bucket, Prefix=self._prefix + prefix, **after)  # type: ignore[arg-type]  # unpacked
+
+    async def _delete(self, keys: Sequence[str]) -> dict[str, str]:
+        asked: Any = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        with self._request("DELETE", keys[0]):
+            answer = await self._client.delete_objects(Bucket=self._settings.bucket, Delete=asked)
+        return {error["Key"][len(self._prefix) :]: f"{error.get('Code')}: {error.get('Message')}" for error in answer.get("Errors", ())}
+
+    async def _retried(self, operation: str, key: str, attempt: Callable[[], Awaitable[T]], *, changes: bool = False) -> T:
+        number = itertools.count()
+
+        def counted() -> Awaitable[T]:
+            self.retries += next(number) > 0
+            return attempt()
+
+        asked = self._asked(operation, key)
+        return await retried(counted, self._settings.patience, asked=asked, changes=changes, clock=self._clock, chance=self._chance)
+
+    def _request(
+        self, operation: str, key: str, *, reads: bool = False, sent: Callable[[], bool] = lambda: False
+    ) -> AbstractContextManager[None]:
+        """Count a request that is about to be sent, and translate its failure."""
+        self.requests[operation.lower()] += 1
+        return translated(self._asked(operation, key), reads=reads, sent=sent)
+
+    def _asked(self, operation: str, key: str) -> str:
+        return f"{operation} of {key!r} in {self.place}"
+
+
+async def open_s3(settings: S3Settings, *, clock: Clock, chance: Random) -> S3Store:
+    """Return a store; nothing is sent yet. `probe` tells whether the bucket can be used. Raises StoreUnusable."""
+    secure = settings.endpoint_url is None or settings.endpoint_url.startswith("https:")
+    config = AioConfig(
+        retries={"total_max_attempts": 1},
+        connect_timeout=settings.connect_timeout_ms / 1000,
+        read_timeout=settings.read_timeout_ms / 1000,
+        max_pool_connections=settings.max_connections,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # Over TLS the body is protected already, and our checksum covers it end to end: hashing it again costs CPU for nothing.
+        s3={"addressing_style": settings.addressing_style, "payload_signing_enabled": not secure},
+    )
+    stack = AsyncExitStack()
+    try:
+        client = await stack.enter_async_context(
+            get_session().create_client("s3", region_name=settings.region, endpoint_url=settings.endpoint_url, config=config)
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise StoreUnusable(f"no S3 client can be made of {settings}: {error}; check region, endpoint and profile") from error
+    client.meta.events.register("before-send.s3.PutObject", send_once)
+    return S3Store(client, settings, stack, clock=clock, chance=chance)
+
+
+def _milliseconds(answer: Any) -> int:
+    return int(answer["LastModified"].timestamp() * 1000)
+
+
+def _encoded(checksum: int) -> str:
+    return b64encode(checksum.to_bytes(4, "big")).decode()
+
+
+def _checksum(answer: Any) -> int | None:
+    """Return the CRC-32C of the whole object, where the server keeps it; a composite one covers other checksums."""
+    encoded = answer.get("ChecksumCRC32C")
+    if encoded is None or "-" in encoded or answer.get("ChecksumType") == "COMPOSITE":
+        return None
+    return int.from_bytes(b64decode(encoded), "big")
