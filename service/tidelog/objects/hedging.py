@@ -40,9 +40,9 @@ class Hedger:
         tasks = [asyncio.ensure_future(request())]
         try:
             limit = self._limit()
-            if limit is not None and self._credit >= 1:
+            if limit is not None:
                 done, _ = await asyncio.wait(tasks, timeout=limit)
-                if not done:
+                if not done and self._credit >= 1:  # looked at only now: others have waited and spent meanwhile
                     self._credit -= 1
                     self.hedges += 1
                     tasks.append(asyncio.ensure_future(request()))
