@@ -79,7 +79,7 @@ async def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
                 tmp_path / "objects", clock=clock, chance=random.Random(1), executor=ThreadExecutor("objects", threads=4)
             )
         elif request.param == "faulty":
-            store = FaultyStore(MemoryStore(clock=clock), chance=random.Random(1), rates=FaultRates())
+            store = FaultyStore(MemoryStore(clock=clock), clock=clock, chance=random.Random(1), rates=FaultRates())
         else:
             store = await open_s3(request.getfixturevalue(f"{request.param}_settings"), clock=clock, chance=random.Random(1))
         stack.push_async_callback(store.close)

@@ -52,7 +52,7 @@ class SlowStore:
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object after a while. See `ObjectStore.put_new`."""
-        await self._wait(self._latencies.put, sum(map(len, parts)))
+        await self._wait(self._latencies.put, sum(memoryview(part).nbytes for part in parts))
         await self._store.put_new(key, parts)
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
