@@ -532,7 +532,7 @@ async def test_altered_and_truncated_bodies_are_errors_or_read_again_never_data(
         await log.write_many(30, batches=3, records=20)
         if merge:
             await log.merge(await log.extents())
-        faulty = FaultyStore(log.objects, chance=random.Random(7), rates=FaultRates(altered=0.05, truncated=0.05))
+        faulty = FaultyStore(log.objects, clock=SystemClock(), chance=random.Random(7), rates=FaultRates(altered=0.05, truncated=0.05))
         async with reading(log, SMALL, objects=faulty) as reader, reader.follow(log.ref()) as cursor:
             offset, errors = 0, 0
             pieces: list[bytes] = []
@@ -554,7 +554,7 @@ async def test_altered_and_truncated_bodies_are_errors_or_read_again_never_data(
 async def test_a_store_that_is_down_is_an_error_and_reading_goes_on_when_it_is_back() -> None:
     async with a_log() as log:
         await log.write_many(5)
-        faulty = FaultyStore(log.objects, chance=random.Random(7), rates=FaultRates())
+        faulty = FaultyStore(log.objects, clock=SystemClock(), chance=random.Random(7), rates=FaultRates())
         async with reading(log, objects=faulty) as reader, reader.follow(log.ref()) as cursor:
             faulty.down = True
             with pytest.raises(StoreUnavailable):
