@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -10,12 +11,10 @@ from tidelog.errors import (
     ConditionFailed,
     OutcomeUnknown,
     OutOfOrderSequence,
-    StoreError,
     TidelogError,
     UnknownProducer,
     UnknownTopic,
 )
-from tidelog.metadata.extents import read_extents
 from tidelog.metadata.store import Transaction
 from tidelog.metadata.topics import TopicConfig, create_topic, partitions
 from tidelog.records.batch import scan
@@ -235,24 +234,21 @@ async def _latest(process: Process, partition: int) -> int:
 
 
 async def _fetch(process: Process, partition: int, offset: int) -> list[tuple[int, int]]:
-    """Read one extent: what a broker's reader does, without its caches."""
-    broker = process.broker
-    ref = await broker.catalog.find(TOPIC, partition)
-    found = await broker._store.run(read_extents, positions=[(ref.partition_id, offset)], max_extents=1)
-    if not found.partitions or not found.partitions[0].extents:
-        return []
-    extent = found.partitions[0].extents[0]
-    writer = next(each for each in found.writers if each.broker_epoch == extent.broker_epoch)
-    key = str(IntakeKey(writer.broker_id, writer.broker_epoch, extent.sequence, writer.incarnation))
-    data = await broker._bucket.get_range(key, extent.position, extent.length)
+    """Read what there is from an offset on, and wait a little where there is nothing yet."""
+    async with process.broker.follow(TOPIC, partition) as cursor:
+        run = await cursor.read(offset, max_bytes=process.world.chance.choice((1, 1000, 100_000)))
+        if not run.batches:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await cursor.wait(offset)
+            run = await cursor.read(offset, max_bytes=1000)
     pairs = []
-    at = extent.base_offset
-    for header in scan(data):
-        for value in decode_values(data[header.position : header.position + header.size]):
+    for header in scan(run.batches):
+        values = decode_values(memoryview(run.batches)[header.position : header.position + header.size])
+        for at, value in enumerate(values, header.base_offset):
             assert value is not None
             if at >= offset:
                 pairs.append((at, int(value)))
-            at += 1
     return pairs
 
 
@@ -274,8 +270,8 @@ async def read(world: World, reader: int, stop: float, *, partition: int | None 
         try:
             pairs = await connection.call(lambda process, asked=asked, offset=offset: _fetch(process, asked, offset), timeout_s=3)  # type: ignore[misc]
         except (NoAnswer, TidelogError) as error:
-            if isinstance(error, StoreError) and error.reason == "OBJECT_NOT_FOUND":
-                world.violation("dangling", (chosen, at))
+            if isinstance(error, TidelogError) and not error.retriable and not isinstance(error, UnknownTopic):
+                world.violation(f"reading: {error.reason}", (chosen, at, str(error)))
             connection = connect(world)
             await asyncio.sleep(0.1)
             continue

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from tidelog.broker.broker import Broker
-from tidelog.broker.references import Answer, AnswerReceiver, FeedLink, FeedReceiver, Reference, ReferenceLink
+from tidelog.broker.references import Answer, AnswerReceiver, CommittedExtents, FeedLink, FeedReceiver, Reference, ReferenceLink
 from tidelog.config import Settings
 from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, StoreOutcomeUnknown, StoreUnavailable, TidelogError
 from tidelog.executors import InlineExecutor
@@ -93,6 +93,12 @@ def draw(chance: random.Random) -> Draw:
             take_over_batch_partitions=chance.choice((1, 1000)),
             commit_max_partitions=chance.choice((1, 2000)),
             drain_propagation_ms=100,
+            cache_bytes=chance.choice((0, 4096, 1 << 20)),
+            block_cache_bytes=chance.choice((65536, 1 << 20)),
+            read_block_bytes=4096,
+            window_extents=chance.choice((4, 1000)),
+            read_ahead_extents=chance.choice((2, 100)),
+            follower_poll_ms=chance.choice((50, 500)),
         ),
         calm=chance.random() < 0.25,
         faults=[kind for kind in kinds if chance.random() < 0.6] or ["pause"],
@@ -291,8 +297,7 @@ class SimPeers:
         return _Link(self._world, self._source, broker.broker_id, receiver)
 
     def feed(self, broker: Member, receiver: FeedReceiver) -> FeedLink:
-        self._world.loop.call_later(0.1, receiver.broken, context=self._source.context)
-        return _NoFeed()
+        return _Feed(self._world, self._source, broker.broker_id, receiver)
 
     def nudge(self, broker: Member) -> None:
         target = self._world.brokers[broker.broker_id]
@@ -300,34 +305,42 @@ class SimPeers:
             self._world.loop.call_later(self._world.latency(self._world.draw.network_s), target.broker.nudge, context=target.context)
 
 
-class _NoFeed:
-    def follow(self, partition_ids: Sequence[int]) -> None: ...
+class _Wire:
+    """Both directions of a stream between two processes: each in order, until it breaks for good."""
 
-    def unfollow(self, partition_ids: Sequence[int]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _Link:
-    def __init__(self, world: World, source: Process, target: str, receiver: AnswerReceiver) -> None:
+    def __init__(self, world: World, source: Process, target: str, broken: Callable[[], None]) -> None:
         self.world = world
         self.source = source
         self.target = world.brokers[target]
-        self.receiver = receiver
-        self.there_at = 0.0
-        self.back_at = 0.0
         self.closed = False
-        self.session: Any = None
+        self._broken = broken
+        self._arrived = {True: 0.0, False: 0.0}
 
-    def _arrival(self, after: float) -> float:
+    def carry(self, *, there: bool, work: Callable[..., object], argument: object) -> None:
+        """Run `work` at the other end, after all that was sent before."""
+        if self.closed:
+            return
+        ends = (self.source, self.target) if there else (self.target, self.source)
+        if self._breaks(ends[0].name, ends[1].name):
+            self.fail()
+            return
         world = self.world
         delay = world.latency(world.draw.network_s)
         if world.failing["network"] and world.chance.random() < world.failing["network"]:
             world.counts["network slow"] += 1
             delay += world.chance.uniform(0.1, world.draw.late_s)
-        return max(after + 1e-7, world.loop.now + delay)
+        self._arrived[there] = max(self._arrived[there] + 1e-7, world.loop.now + delay)
+        world.loop.call_at(self._arrived[there], work, argument, context=ends[1].context)
 
-    def _broken(self, source: str, target: str) -> bool:
+    def fail(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.world.loop.call_later(self.world.latency(self.world.draw.network_s), self._broken, context=self.source.context)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _breaks(self, source: str, target: str) -> bool:
         world = self.world
         if (source, target) in world.cut:
             return True
@@ -336,47 +349,72 @@ class _Link:
             return True
         return False
 
+
+class _Link:
+    """A link for references: the intake's end, and what the leader answers to."""
+
+    def __init__(self, world: World, source: Process, target: str, receiver: AnswerReceiver) -> None:
+        self._wire = _Wire(world, source, target, receiver.broken)
+        self._receiver = receiver
+        self._session: Any = None
+
     def send(self, references: Sequence[Reference]) -> None:
-        if self.closed:
-            return
-        if self._broken(self.source.name, self.target.name):
-            self.fail()
-            return
-        self.there_at = self._arrival(self.there_at)
-        self.world.loop.call_at(self.there_at, self._deliver, references, context=self.target.context)
+        self._wire.carry(there=True, work=self._deliver, argument=references)
+
+    def close(self) -> None:
+        self._wire.close()
 
     def _deliver(self, references: Sequence[Reference]) -> None:
         try:
-            if self.session is None:
-                self.session = self.target.broker.references_from(references[0].broker_epoch, self)
-            self.session.offer(references)
+            if self._session is None:
+                self._session = self._wire.target.broker.references_from(references[0].broker_epoch, self)
+            self._session.offer(references)
         except TidelogError:
-            self.fail()
+            self._wire.fail()
 
     def answered(self, answers: Sequence[Answer]) -> None:
-        """Called by the leader: bring the answers back."""
-        if self._broken(self.target.name, self.source.name):
-            self.fail()
-            return
-        self.back_at = self._arrival(self.back_at)
-        self.world.loop.call_at(self.back_at, self._answered, answers, context=self.source.context)
+        self._wire.carry(there=False, work=self._hear, argument=answers)
 
-    def _answered(self, answers: Sequence[Answer]) -> None:
-        if not self.closed:
-            self.receiver.answered(answers)
+    def _hear(self, answers: Sequence[Answer]) -> None:
+        if not self._wire.closed:
+            self._receiver.answered(answers)
 
     def broken(self) -> None:
-        """Called by the leader: it is going."""
-        self.fail()
+        self._wire.fail()
 
-    def fail(self) -> None:
-        if not self.closed:
-            self.closed = True
-            delay = self.world.latency(self.world.draw.network_s)
-            self.world.loop.call_later(delay, self.receiver.broken, context=self.source.context)
+
+class _Feed:
+    """A feed of a leader's commits."""
+
+    def __init__(self, world: World, source: Process, target: str, receiver: FeedReceiver) -> None:
+        self._wire = _Wire(world, source, target, receiver.broken)
+        self._receiver = receiver
+        self._session: Any = None
+
+    def follow(self, partition_ids: Sequence[int]) -> None:
+        self._wire.carry(there=True, work=self._follow, argument=partition_ids)
+
+    def unfollow(self, partition_ids: Sequence[int]) -> None:
+        self._wire.carry(there=True, work=self._unfollow, argument=partition_ids)
 
     def close(self) -> None:
-        self.closed = True
+        self._wire.close()
+
+    def _follow(self, partition_ids: Sequence[int]) -> None:
+        if self._session is None:
+            self._session = self._wire.target.broker.feed_to(self)
+        self._session.follow(partition_ids)
+
+    def _unfollow(self, partition_ids: Sequence[int]) -> None:
+        if self._session is not None:
+            self._session.unfollow(partition_ids)
+
+    def committed(self, news: CommittedExtents) -> None:
+        self._wire.carry(there=False, work=self._hear, argument=news)
+
+    def _hear(self, news: CommittedExtents) -> None:
+        if not self._wire.closed:
+            self._receiver.committed(news)
 
 
 async def open_world(loop: SimLoop) -> World:
