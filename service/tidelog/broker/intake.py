@@ -34,6 +34,8 @@ from tidelog.segments.format import ChunkSource, Footer
 
 COPIES = 3
 """Of an append's bytes that are in memory at once, at worst: as it came, as it waits, and joined for its upload."""
+_ENOUGH = 8
+"""This part of a full segment is worth a request of its own, where the budget of requests allows."""
 _SWEEP_S = 0.05
 _SEQUENCES = 2**31
 _REFUSALS: dict[str, type[BrokerError]] = {
@@ -261,14 +263,18 @@ class Intake:
             self._seal(segment, "size", now)
         elif now >= segment.seal_at:
             self._seal(segment, "deadline", now)
-        elif self._uploads.in_flight == 0 and self._within_request_budget(now):
+        elif self._worth_a_request(segment) and self._within_request_budget(now):
             self._seal(segment, "idle", now)
         else:
             self._look_again_at(segment, now)
 
+    def _worth_a_request(self, segment: _Segment) -> bool:
+        """Say whether to seal before time: when nothing is on its way, or when enough has come together meanwhile."""
+        return self._uploads.in_flight == 0 or segment.length * _ENOUGH >= self._settings.segment_bytes
+
     def _look_again_at(self, segment: _Segment, now: float) -> None:
         at = segment.seal_at
-        if self._uploads.in_flight == 0:
+        if self._worth_a_request(segment):
             at = min(at, now + (1 - self._tokens) / self._settings.segment_puts_per_second)
         if self._timer is not None:
             self._timer.cancel()

@@ -15,6 +15,7 @@ from tidelog.metadata.postgres import PostgresSettings, open_postgres
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore
 from tidelog.metrics import Metrics
+from tidelog.objects.latency import SlowStore
 from tidelog.objects.local import open_directory
 from tidelog.objects.memory import MemoryStore
 from tidelog.objects.metered import MeteredObjectStore
@@ -23,7 +24,7 @@ from tidelog.objects.store import ObjectStore
 from tidelog.randomness import Random
 from tidelog.telemetry import without_secrets
 
-BUCKET_FORMS = "s3://bucket/prefix?endpoint=…&region=…&path_style=true, file:///directory or memory://"
+BUCKET_FORMS = "s3://bucket/prefix?endpoint=…&region=…&path_style=true, file:///directory or memory:// (these two with ?latency=s3 to be as slow as S3)"
 METADATA_FORMS = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:///path/of/a/file, or sqlite:// for one in memory"
 
 
@@ -42,7 +43,9 @@ async def open_bucket(settings: Settings, *, metrics: Metrics, clock: Clock, cha
             raise
         metrics.count_requests_of(bucket)
         return MeteredObjectStore(bucket, metrics=metrics, clock=clock)
-    _no_more("bucket", settings.bucket, url, BUCKET_FORMS)
+    slow = url.query == "latency=s3"
+    if url.netloc or url.fragment or (url.query and not slow):
+        raise _unreadable("bucket", settings.bucket, BUCKET_FORMS)
     store: ObjectStore
     if url.scheme == "file" and url.path.strip("/"):
         executor = ThreadExecutor("files", threads=settings.file_threads)
@@ -51,6 +54,8 @@ async def open_bucket(settings: Settings, *, metrics: Metrics, clock: Clock, cha
         store = MemoryStore(clock=clock)
     else:
         raise _unreadable("bucket", settings.bucket, BUCKET_FORMS)
+    if slow:
+        store = SlowStore(store, chance=chance)
     return MeteredObjectStore(store, metrics=metrics, clock=clock)
 
 
