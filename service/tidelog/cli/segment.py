@@ -4,9 +4,12 @@ import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tidelog.segments.inspection import Inspection
 
 app = typer.Typer(help="Look into segment objects.", no_args_is_help=True)
 
@@ -28,30 +31,60 @@ def dump(
     source: Annotated[str, typer.Argument(metavar="FILE-or-URL", help="A file, a file:// URL, or s3://BUCKET/KEY.")],
     output: Annotated[Format, typer.Option("--format", help="Text for people, JSON for programs.")] = Format.TEXT,
 ) -> None:
-    """Check every byte of a segment and show its header, chunks and batches. Exits with 1 where it is damaged."""
+    """Check every byte of a segment and show its header, chunks and batches. Of a damaged one: what can be read, and all that is wrong.
+
+    Exits with 1 where it is damaged.
+    """
     from tidelog.errors import TidelogError
-    from tidelog.segments.format import VERSION, decode, decode_chunk
+    from tidelog.segments.inspection import inspect
 
     try:
         data = _content(source)
-        footer = decode(data)
-        chunks = []
-        for chunk in footer.chunks:
-            batches = [asdict(header) for header in decode_chunk(data[chunk.position : chunk.end], chunk)]
-            chunks.append({**asdict(chunk), "topic_id": chunk.topic_id.hex(), "batches": batches})
     except (TidelogError, OSError) as error:
         typer.echo(f"{source}: {error}", err=True)
         raise typer.Exit(1) from error
-    merged = asdict(footer.merged) if footer.merged else None
-    facts: dict[str, Any] = {"version": VERSION, "kind": footer.kind.name.lower(), "bytes": len(data), **asdict(footer.origin)}
-    facts |= {"merged": merged, "chunks": chunks}
+    found = inspect(data)
+    facts = {"version": int.from_bytes(data[4:6], "little"), "bytes": len(data), **_facts(found)}
     typer.echo(json.dumps(facts, indent=1) if output is Format.JSON else "\n".join(_lines(facts)))
+    for defect in found.defects:
+        typer.echo(f"{source}: {defect}", err=True)
+    if not found.complete:
+        typer.echo(f"{source}: and more; only the first {len(found.defects)} defects are told", err=True)
+    if found.defects:
+        raise typer.Exit(1)
+
+
+def _facts(found: "Inspection") -> dict[str, Any]:
+    footer = found.footer
+    facts: dict[str, Any] = {"whole": not found.defects}
+    facts["defects"] = [{"position": defect.position, "problem": defect.problem} for defect in found.defects]
+    facts["all_defects_told"] = found.complete
+    batches = [[asdict(header) for header in headers] for headers in found.batches]
+    if footer is None:
+        return facts | {"kind": None, "batches": [header for headers in batches for header in headers]}
+    chunks = [
+        {**asdict(chunk), "topic_id": chunk.topic_id.hex(), "batches": headers}
+        for chunk, headers in zip(footer.chunks, batches, strict=False)  # fewer where the defects were too many
+    ]
+    merged = asdict(footer.merged) if footer.merged else None
+    return facts | {"kind": footer.kind.name.lower(), **asdict(footer.origin), "merged": merged, "chunks": chunks}
 
 
 def _content(source: str) -> bytes:
     if source.startswith("s3://"):
         return _from_s3(source)
-    return Path(source.removeprefix("file://")).read_bytes()
+    path = Path(source.removeprefix("file://"))
+    _check_size(path.stat().st_size)
+    return path.read_bytes()
+
+
+def _check_size(size: int) -> None:
+    """Refuse what cannot be a segment before it is read."""
+    from tidelog.errors import CorruptSegment
+    from tidelog.segments.format import MAX_SEGMENT_BYTES
+
+    if size > MAX_SEGMENT_BYTES:
+        raise CorruptSegment(f"the object has {size} bytes, but a segment has at most {MAX_SEGMENT_BYTES}", position=0)
 
 
 def _from_s3(url: str) -> bytes:
@@ -68,7 +101,9 @@ def _from_s3(url: str) -> bytes:
         settings = S3Settings(bucket=bucket, endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
         store = await open_s3(settings, clock=SystemClock(), chance=system_random())
         try:
-            return await store.get_range(key, 0, max(1, (await store.head(key)).size))
+            size = (await store.head(key)).size
+            _check_size(size)
+            return await store.get_range(key, 0, max(1, size))
         finally:
             await store.close()
 
@@ -76,7 +111,11 @@ def _from_s3(url: str) -> bytes:
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
-    lines = [f"{facts['kind']} segment, version {facts['version']}, {facts['bytes']} bytes: every checksum is right"]
+    if facts["kind"] is None:
+        lines = [f"{facts['bytes']} bytes whose footer cannot be read; {len(facts['batches'])} batches before it are whole"]
+        return lines + [_batch(batch) for batch in facts["batches"]]
+    verdict = "every checksum is right" if facts["whole"] else "damaged"
+    lines = [f"{facts['kind']} segment, version {facts['version']}, {facts['bytes']} bytes: {verdict}"]
     lines.append(
         f"cluster {facts['cluster_id']}, broker {facts['broker_id']} in epoch {facts['broker_epoch']}, sequence {facts['sequence']},"
         f" made at {facts['created_at_ms']} ms"
@@ -93,9 +132,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f"chunk {chunk['topic_id']}-{chunk['partition']}: bytes {chunk['position']} to {end}, {chunk['batch_count']} batches,"
             f" {chunk['record_count']} records, newest {chunk['max_timestamp_ms']} ms, CRC-32C {chunk['crc32c']:#010x}"
         )
-        lines += [
-            f"  batch at {chunk['position'] + batch['position']}: {batch['size']} bytes, {batch['record_count']} records, offset"
-            f" {batch['base_offset']}, producer {batch['producer_id']}, sequence {batch['base_sequence']}"
-            for batch in chunk["batches"]
-        ]
+        lines += [_batch(batch) for batch in chunk["batches"]]
     return lines
+
+
+def _batch(batch: dict[str, Any]) -> str:
+    return (
+        f"  batch at {batch['position']}: {batch['size']} bytes, {batch['record_count']} records, offset"
+        f" {batch['base_offset']}, producer {batch['producer_id']}, sequence {batch['base_sequence']}"
+    )

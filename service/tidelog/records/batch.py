@@ -85,6 +85,15 @@ def scan(data: Buffer) -> list[BatchHeader]:
     return headers
 
 
+def batch_end(data: Buffer, position: int) -> int | None:
+    """Return where a batch ends by its length field, whatever else is wrong with it; None where that cannot be."""
+    remaining = len(data) - position
+    if remaining < HEADER_BYTES:
+        return None
+    length: int = _HEADER.unpack_from(data, position)[1]
+    return position + _BEFORE_LENGTH_ENDS + length if _LEAST_LENGTH <= length <= remaining - _BEFORE_LENGTH_ENDS else None
+
+
 def check_append(data: Buffer, *, limits: BatchLimits, now_ms: int) -> list[BatchHeader]:
     """Return the headers of a client's append, which must keep the rules for clients' batches and the limits.
 

@@ -3,7 +3,7 @@
 Knows bytes only: not where objects are kept, nor what SQL says of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
@@ -256,43 +256,29 @@ def decode(data: Buffer) -> Footer:
     if len(data) > MAX_SEGMENT_BYTES:
         raise CorruptSegment(f"the object has {len(data)} bytes, but a segment has at most {MAX_SEGMENT_BYTES}", position=0)
     footer_start(data, size=len(data))
-    magic, version, kind = _HEADER.unpack_from(data, 0)
-    if magic != _MAGIC:
-        raise CorruptSegment(f"it begins with {magic!r}, but must begin with {_MAGIC!r}", position=0)
-    if version != VERSION:
-        raise CorruptSegment(f"its version is {version}, but this release reads version {VERSION}", position=4)
+    _raise_first(header_defects(data))
     footer = decode_footer(data, size=len(data))
-    if kind != footer.kind:
-        raise CorruptSegment(f"its header says kind {kind}, but its footer {footer.kind.value}", position=6)
+    _raise_first(kind_defects(data, footer))
     view = memoryview(data)
     for chunk in footer.chunks:
-        headers = decode_chunk(view[chunk.position : chunk.end], chunk)
+        content = view[chunk.position : chunk.end]
+        headers = decode_chunk(content, chunk)
         if footer.merged is None:
-            _check_unstamped(headers, chunk)
+            _raise_first(unstamped_defects(headers, chunk))
         else:
-            _check_stamped(view[chunk.position : chunk.end], headers, chunk, footer.merged)
+            _raise_first(stamped_defects(headers, chunk, footer.merged))
+            _raise_first(index_defects(content, headers, chunk, footer.merged))
     return footer
 
 
 def decode_chunk(data: Buffer, chunk: Chunk) -> list[BatchHeader]:
     """Check a chunk's bytes against the footer and return its batches' headers, whose positions count from the chunk's start."""
-    found = crc32c(data)
-    if len(data) != chunk.length or found != chunk.crc32c:
-        raise CorruptSegment(
-            f"{_name(chunk)} has {len(data)} bytes with CRC-32C {found:#010x}, but the footer says"
-            f" {chunk.length} with {chunk.crc32c:#010x}",
-            position=chunk.position,
-        )
+    _raise_first(checksum_defects(data, chunk))
     try:
         headers = scan(data)
     except CorruptBatch as error:
         raise CorruptSegment(f"{_name(chunk)}: {error.problem}", position=chunk.position + error.position) from error
-    counted = (len(headers), sum(h.record_count for h in headers), max(h.max_timestamp_ms for h in headers))
-    claimed = (chunk.batch_count, chunk.record_count, chunk.max_timestamp_ms)
-    if counted != claimed:
-        raise CorruptSegment(
-            f"{_name(chunk)} has (batches, records, largest timestamp) {counted}, but the footer says {claimed}", position=chunk.position
-        )
+    _raise_first(count_defects(headers, chunk))
     return headers
 
 
@@ -366,38 +352,87 @@ def _check_range(merged: MergedRange, chunk: Chunk, start: int) -> None:
         )
 
 
-def _check_unstamped(headers: Sequence[BatchHeader], chunk: Chunk) -> None:
+def unstamped_defects(headers: Sequence[BatchHeader], chunk: Chunk) -> Iterator[CorruptSegment]:
+    """Yield what is wrong with the stamps of an intake segment's batches: they have none."""
     for header in headers:
         if (header.base_offset, header.leader_epoch, header.last_offset_delta) != (0, -1, header.record_count - 1):
-            raise CorruptSegment(
+            yield CorruptSegment(
                 f"{_name(chunk)}: a batch of an intake segment is stamped with offset {header.base_offset} and leader epoch"
                 f" {header.leader_epoch}, or has gaps",
                 position=chunk.position + header.position,
             )
 
 
-def _check_stamped(data: Buffer, headers: Sequence[BatchHeader], chunk: Chunk, merged: MergedRange) -> None:
+def stamped_defects(headers: Sequence[BatchHeader], chunk: Chunk, merged: MergedRange) -> Iterator[CorruptSegment]:
+    """Yield what is wrong with the stamps of a merged segment's batches: they ascend within the footer's range."""
     offset, epoch = merged.base_offset, merged.first_leader_epoch
     for header in headers:
         at = chunk.position + header.position
         if header.base_offset < offset or header.next_offset > merged.next_offset:
-            raise CorruptSegment(
+            yield CorruptSegment(
                 f"a batch holds offsets {header.base_offset} to {header.next_offset}, but they must lie in {offset} to"
                 f" {merged.next_offset}",
                 position=at,
             )
         if not epoch <= header.leader_epoch <= merged.last_leader_epoch:
-            raise CorruptSegment(
+            yield CorruptSegment(
                 f"a batch has leader epoch {header.leader_epoch}, but it must lie in {epoch} to {merged.last_leader_epoch}", position=at
             )
         offset, epoch = header.next_offset, header.leader_epoch
-    for found, claimed in zip(_index(bytes(data), headers), merged.index, strict=False):
+
+
+def index_defects(data: Buffer, headers: Sequence[BatchHeader], chunk: Chunk, merged: MergedRange) -> Iterator[CorruptSegment]:
+    """Yield what is wrong with the sparse index of a merged chunk, given all of its batches."""
+    index = _index(bytes(data), headers)
+    for found, claimed in zip(index, merged.index, strict=False):
         if found != claimed:
-            raise CorruptSegment(f"the sparse index says {claimed}, but the bytes give {found}", position=claimed.position)
-    if len(_index(bytes(data), headers)) != len(merged.index):
-        raise CorruptSegment(
+            yield CorruptSegment(f"the sparse index says {claimed}, but the bytes give {found}", position=claimed.position)
+    if len(index) != len(merged.index):
+        yield CorruptSegment(
             f"the sparse index has {len(merged.index)} entries, which is not one for every 64 KiB", position=chunk.position
         )
+
+
+def header_defects(data: Buffer) -> Iterator[CorruptSegment]:
+    """Yield what is wrong with an object's first bytes, given at least those."""
+    magic, version, _ = _HEADER.unpack_from(data, 0)
+    if magic != _MAGIC:
+        yield CorruptSegment(f"it begins with {magic!r}, but must begin with {_MAGIC!r}", position=0)
+    if version != VERSION:
+        yield CorruptSegment(f"its version is {version}, but this release reads version {VERSION}", position=4)
+
+
+def kind_defects(data: Buffer, footer: Footer) -> Iterator[CorruptSegment]:
+    """Yield where header and footer name different kinds."""
+    kind = _HEADER.unpack_from(data, 0)[2]
+    if kind != footer.kind:
+        yield CorruptSegment(f"its header says kind {kind}, but its footer {footer.kind.value}", position=6)
+
+
+def checksum_defects(data: Buffer, chunk: Chunk) -> Iterator[CorruptSegment]:
+    """Yield where a chunk's bytes are not those that the footer names."""
+    found = crc32c(data)
+    if len(data) != chunk.length or found != chunk.crc32c:
+        yield CorruptSegment(
+            f"{_name(chunk)} has {len(data)} bytes with CRC-32C {found:#010x}, but the footer says"
+            f" {chunk.length} with {chunk.crc32c:#010x}",
+            position=chunk.position,
+        )
+
+
+def count_defects(headers: Sequence[BatchHeader], chunk: Chunk) -> Iterator[CorruptSegment]:
+    """Yield where a chunk's batches are not those that the footer counts."""
+    counted = (len(headers), sum(h.record_count for h in headers), max((h.max_timestamp_ms for h in headers), default=0))
+    claimed = (chunk.batch_count, chunk.record_count, chunk.max_timestamp_ms)
+    if counted != claimed:
+        yield CorruptSegment(
+            f"{_name(chunk)} has (batches, records, largest timestamp) {counted}, but the footer says {claimed}", position=chunk.position
+        )
+
+
+def _raise_first(defects: Iterator[CorruptSegment]) -> None:
+    for defect in defects:
+        raise defect
 
 
 def _name(chunk: Chunk) -> str:
