@@ -25,7 +25,7 @@ from tidelog.telemetry import get_logger
 _QUEUED_RESPONSES = 4
 _log = get_logger(__name__)
 
-ConsumeContext = grpc.aio.ServicerContext[log_pb2.ConsumeRequest, log_pb2.ConsumeResponse]
+ConsumeContext = grpc.aio.ServicerContext[log_pb2.ConsumeRequest, log_pb2.ConsumeResponse | bytes]
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +38,7 @@ class _Subscription:
 @dataclass(frozen=True, slots=True)
 class _Queued:
     subscription: _Subscription
-    response: log_pb2.ConsumeResponse
+    response: log_pb2.ConsumeResponse | bytes
     data_bytes: int
     is_end: bool
 
@@ -192,7 +192,7 @@ class ConsumeStream:
             self._credit.settle(room, used=used)
         return run
 
-    async def _put(self, subscription: _Subscription, response: log_pb2.ConsumeResponse, data_bytes: int) -> None:
+    async def _put(self, subscription: _Subscription, response: log_pb2.ConsumeResponse | bytes, data_bytes: int) -> None:
         try:
             await self._queue.put(_Queued(subscription, response, data_bytes, is_end=False))
         except asyncio.CancelledError:

@@ -1,0 +1,207 @@
+"""Produce and Consume streams over loopback, one client process and one server process, beside bare gRPC streams of equal messages.
+
+The broker behind the server does nothing, and the client neither encodes nor decodes: what is measured is the server.
+"""
+
+import asyncio
+import logging
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry
+from tidelog.broker.requests import Appended, AppendRequest, Position, Run
+from tidelog.clock import SystemClock
+from tidelog.config import Settings
+from tidelog.executors import InlineExecutor
+from tidelog.proto.v1 import log_pb2
+from tidelog.server.server import Server
+
+from benchmarks.measure import Measure
+from tests.listed_broker import ListedBroker
+
+LARGE, SMALL = 256 * 1024, 100
+LARGE_MESSAGES, SMALL_MESSAGES = 2000, 20_000
+GATHERED = 50
+_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class _EndlessCursor:
+    """Has one run of batches at every offset."""
+
+    def __init__(self, size: int) -> None:
+        self._data = bytes(size)
+
+    async def resolve(self, _position: Position) -> int:
+        return 0
+
+    async def read(self, offset: int, **_limits: int) -> Run:
+        return Run(self._data, offset, offset + 1, 1 << 60, 0)
+
+    async def wait(self, offset: int) -> None: ...
+
+
+class _IdleBroker(ListedBroker):
+    """Says yes at once."""
+
+    def append(self, _request: AppendRequest) -> "asyncio.Future[Appended]":
+        future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        future.set_result(Appended(0, 1))
+        return future
+
+    @asynccontextmanager
+    async def follow(self, _topic: str, partition: int) -> AsyncIterator[Any]:
+        yield _EndlessCursor(LARGE if partition else SMALL)
+
+
+# ---- the server process
+
+
+class _Bare(grpc.GenericRpcHandler):
+    """Takes any message and answers with a small one; or, asked with a size and a count, sends that."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        behaviour = {"/bare/In": self._take, "/bare/Out": self._give}.get(handler_call_details.method)
+        return behaviour and grpc.stream_stream_rpc_method_handler(behaviour)
+
+    async def _take(self, _requests: object, context: Any) -> None:
+        while await context.read() is not grpc.aio.EOF:
+            await context.write(b"0123456789")
+
+    async def _give(self, _requests: object, context: Any) -> None:
+        size, count = map(int, (await context.read()).split())
+        message = bytes(size)
+        for _ in range(count):
+            await context.write(message)
+
+
+async def _serve() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # stdout carries the addresses
+    settings = Settings(listen="127.0.0.1:0", metrics_listen="", max_credit_bytes=1 << 30)
+    server = Server(_IdleBroker(), settings, clock=SystemClock(), executor=InlineExecutor(), registry=CollectorRegistry())
+    await server.start()
+    bare = grpc.aio.server(options=_OPTIONS)
+    bare.add_generic_rpc_handlers((_Bare(),))
+    port = bare.add_insecure_port("127.0.0.1:0")
+    await bare.start()
+    print(server.address, f"127.0.0.1:{port}", flush=True)
+    await asyncio.to_thread(sys.stdin.read)  # until the parent closes it
+    await bare.stop(None)
+    await server.stop()
+
+
+# ---- the client process
+
+
+async def _push(
+    channel: grpc.aio.Channel, method: str, message: bytes, count: int, answered: Callable[[Any], int], appends: int = 1
+) -> float:
+    """Send messages and wait for all of their answers; return the seconds."""
+    call: Any = channel.stream_stream(method)()
+
+    async def write() -> None:
+        for _ in range(count):
+            await call.write(message)
+        await call.done_writing()
+
+    began = time.perf_counter()
+    writing = asyncio.create_task(write())
+    done = 0
+    while (response := await call.read()) is not grpc.aio.EOF:
+        done += answered(response)
+    await writing
+    assert done == count * appends
+    return time.perf_counter() - began
+
+
+async def _pull(channel: grpc.aio.Channel, method: str, request: bytes, count: int) -> float:
+    """Ask for messages and take as many; return the seconds."""
+    call: Any = channel.stream_stream(method)()
+    began = time.perf_counter()
+    await call.write(request)
+    for _ in range(count):
+        assert await call.read() is not grpc.aio.EOF
+    seconds = time.perf_counter() - began
+    call.cancel()
+    return seconds
+
+
+def _results(response: bytes) -> int:
+    return len(log_pb2.ProduceResponse.FromString(response).results)
+
+
+def _append(size: int, count: int = 1) -> bytes:
+    append = log_pb2.ProduceAppend(request_id=1, topic="t", partition=0, batches=bytes(size))
+    return log_pb2.ProduceRequest(appends=[append] * count).SerializeToString()
+
+
+def _subscribe(partition: int) -> bytes:
+    where = log_pb2.TopicPartition(topic="t", partition=partition)
+    add = log_pb2.AddPartition(subscription_id=1, partition=where, start=log_pb2.Position(offset=0))
+    return log_pb2.ConsumeRequest(add=[add], credit_bytes=1 << 30).SerializeToString()
+
+
+async def _measure(addresses: list[str], repeats: int) -> list[Measure]:
+    async with (
+        grpc.aio.insecure_channel(addresses[0], options=_OPTIONS) as ours,
+        grpc.aio.insecure_channel(addresses[1], options=_OPTIONS) as bare,
+    ):
+        found = []
+        for size, count, unit, scale in ((LARGE, LARGE_MESSAGES, "MB/s", LARGE / 1e6), (SMALL, SMALL_MESSAGES, "appends/s", 1.0)):
+            name = "256 KiB" if size == LARGE else "100 B"
+            message = _append(size)
+            partition = 1 if size == LARGE else 0
+            push = lambda: _push(ours, "/tidelog.v1.Log/Produce", message, count, _results)  # noqa: B023, E731 - awaited in this turn
+            push_floor = lambda: _push(bare, "/bare/In", message, count, lambda _: 1)  # noqa: B023, E731
+            pull = lambda: _pull(ours, "/tidelog.v1.Log/Consume", _subscribe(partition), count)  # noqa: B023, E731
+            pull_floor = lambda: _pull(bare, "/bare/Out", b"%d %d" % (size, count), count)  # noqa: B023, E731
+            for verb, work, floor, aim in (("Produce", push, push_floor, _AIMS[size]), ("Consume", pull, pull_floor, "")):
+                seconds, floor_seconds = await _medians(work, floor, repeats)
+                unit_here = unit if verb == "Produce" else unit.replace("appends", "responses")
+                found.append(
+                    Measure(f"{verb}, {name}", count * scale / seconds, unit_here, count * scale / floor_seconds, "bare grpc.aio", aim)
+                )
+        gathered = _append(SMALL, GATHERED)
+        messages = 10 * SMALL_MESSAGES // GATHERED
+        seconds, floor_seconds = await _medians(
+            lambda: _push(ours, "/tidelog.v1.Log/Produce", gathered, messages, _results, GATHERED),
+            lambda: _push(bare, "/bare/In", gathered, messages, lambda _: 1),
+            repeats,
+        )
+        appends = messages * GATHERED
+        name = f"Produce, 100 B, {GATHERED} in a message"
+        found.append(Measure(name, appends / seconds, "appends/s", appends / floor_seconds, "bare grpc.aio, undecoded", _AIMS[SMALL]))
+        return found
+
+
+_AIMS = {LARGE: "≥ 500", SMALL: "≥ 10,000"}
+
+
+async def _medians(work: Callable[[], Awaitable[float]], floor: Callable[[], Awaitable[float]], repeats: int) -> tuple[float, float]:
+    """Take turns, so that a busy machine slows both alike."""
+    pairs = [(await work(), await floor()) for _ in range(repeats)]
+    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+
+
+def run(repeats: int) -> list[Measure]:
+    """Measure, with a server process beside this one."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.transport"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdin is not None
+        addresses = server.stdout.readline().split()
+        try:
+            return asyncio.run(_measure(addresses, repeats))
+        finally:
+            server.stdin.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())
