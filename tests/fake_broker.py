@@ -196,6 +196,8 @@ class Broker(log_pb2_grpc.LogServicer, admin_pb2_grpc.AdminServicer):
         ]
         topics = []
         for name in request.topics or self.cluster.topics:
+            if request.create_missing and self.cluster.creates_topics:
+                self.cluster.topics.setdefault(name, 4)
             if name in self.cluster.topics:
                 topics.append(log_pb2.GetMetadataResponse.Topic(name=name, partitions=self.cluster.topics[name]))
             else:

@@ -31,6 +31,7 @@ from tidelog.errors import (
     NotReady,
     OffsetOutOfRange,
     TimeTravel,
+    TopicExists,
     UnknownTopic,
 )
 from tidelog.executors import Executor
@@ -219,7 +220,10 @@ class Broker:
             return found
         if not self._settings.auto_create_topics:
             raise UnknownTopic(f"topic {topic!r} was asked for, but there is no such topic; create it, or list topics to see what there is")
-        return await self.create_topic(topic, partitions=0, config=self._default_config())
+        try:
+            return await self.create_topic(topic, partitions=0, config=self._default_config())
+        except TopicExists:  # somebody else was first
+            return await self._topic(topic)
 
     async def init_producer(self) -> tuple[int, int]:
         """Return a new producer id, and its epoch."""

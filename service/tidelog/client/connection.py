@@ -226,12 +226,15 @@ class Brokers:
             await asyncio.sleep(min(pause_s(failures, self.chance), max(0.0, deadline - self.clock.monotonic())))
         raise error
 
-    async def metadata(self, topics: Sequence[str], *, broker: Broker | None = None) -> pb.GetMetadataResponse:
+    async def metadata(
+        self, topics: Sequence[str], *, create_missing: bool = False, broker: Broker | None = None
+    ) -> pb.GetMetadataResponse:
         """Return what the cluster says of these topics (none named: all) and of its brokers, which are learned.
 
-        With `broker`, that one alone is asked, once: also to find out whether its connection is alive.
+        `create_missing` makes those that are missing, where the cluster makes topics on first use. With `broker`, that one
+        alone is asked, once: also to find out whether its connection is alive.
         """
-        request = pb.GetMetadataRequest(topics=topics)
+        request = pb.GetMetadataRequest(topics=topics, create_missing=create_missing)
         answer: pb.GetMetadataResponse
         if broker is None:
             answer = await self.call(lambda any_broker: any_broker.log.GetMetadata, request)

@@ -35,7 +35,6 @@ from tidelog.errors import (
     Throttled,
     TidelogError,
     UnknownPartition,
-    UnknownTopic,
 )  # fmt: skip
 from tidelog.proto.v1 import log_pb2 as pb
 from tidelog.records.batch import COMPRESSIONS
@@ -65,8 +64,6 @@ class _Topic:
     name: str
     partitions: int = 0
     """0: not known yet."""
-    assumed: bool = False
-    """The cluster did not know the topic: partition 0 decides whether it is made on first use."""
     asked_at: float = 0.0
     asking: "asyncio.Task[None] | None" = None
     sticky: PartitionQueue | None = None
@@ -311,7 +308,7 @@ class Producer:
         queue = self._queues.get((topic, partition))
         if queue is None:
             known = self._topic(topic)
-            if partition < 0 or (known.partitions and not known.assumed and partition >= known.partitions):
+            if partition < 0 or (known.partitions and partition >= known.partitions):
                 raise UnknownPartition(
                     f"partition {partition} of {topic} was asked for, but it has {known.partitions}, counted from 0; choose another"
                 )
@@ -477,19 +474,15 @@ class Producer:
         try:
             while True:
                 try:
-                    answer = await self._brokers.metadata([topic.name])
+                    answer = await self._brokers.metadata([topic.name], create_missing=True)
                     break
                 except TidelogError as error:
                     if not error.retriable or not topic.held or self._clock.monotonic() > give_up_at:
                         raise
-            told = next((found for found in answer.topics if found.name == topic.name), None)
-            if told is not None and told.HasField("error"):
-                refusal = wire.error_of(told.error)
-                if not isinstance(refusal, UnknownTopic):
-                    raise refusal
-                told = None
-            topic.assumed = told is None  # an append decides whether the topic is made on first use
-            topic.partitions = max(topic.partitions, 1 if told is None else told.partitions)
+            told = next(found for found in answer.topics if found.name == topic.name)
+            if told.HasField("error"):
+                raise wire.error_of(told.error)
+            topic.partitions = max(topic.partitions, told.partitions)
             topic.asked_at = self._clock.monotonic()
         except TidelogError as error:
             if not topic.partitions:
@@ -647,9 +640,6 @@ class Producer:
         if append.request_id == result.request_id:  # else its partition went on under a new identity meanwhile
             if not result.HasField("error"):
                 queue.succeeded(append, result.base_offset)
-                topic = self._topics.get(queue.topic)
-                if topic is not None and topic.assumed and topic.asking is None:
-                    topic.asking = self._spawn(self._ask(topic))
             else:
                 error = wire.error_of(result.error)
                 if queue.refused(append, error, now) or isinstance(error, Draining):

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 
 import grpc
 
@@ -12,6 +13,7 @@ from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import InvalidRequest, PermissionDenied, TidelogError, UnknownTopic
 from tidelog.executors import Executor
+from tidelog.metadata.topics import Topic
 from tidelog.proto.v1 import log_pb2, log_pb2_grpc
 from tidelog.records import codec
 from tidelog.records.batch import scan
@@ -132,6 +134,8 @@ class LogServicer(log_pb2_grpc.LogServicer):
         membership = await self._broker.membership()
         wanted = [name for name in dict.fromkeys(request.topics) if who.may_see(name)]
         topics = {} if request.topics and not wanted else {t.name: t for t in await self._broker.topics(wanted or None)}
+        if request.create_missing:
+            topics |= await self._made([name for name in wanted if name not in topics and who.may_write(name)])
         names = dict.fromkeys(request.topics) or sorted(filter(who.may_see, topics))
         return log_pb2.GetMetadataResponse(
             cluster_id=self._broker.cluster_id(),
@@ -147,6 +151,14 @@ class LogServicer(log_pb2_grpc.LogServicer):
     async def Group(self, _requests: object, context: grpc.aio.ServicerContext[object, object]) -> None:  # noqa: N802
         """Refuse: groups are not served yet."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "consumer groups are not served by this release; follow partitions with Consume")
+
+    async def _made(self, names: Sequence[str]) -> dict[str, Topic]:
+        """Make topics on first use, so that a producer knows their partitions before it gives a key its place."""
+        made = {}
+        for name in names:
+            with suppress(UnknownTopic):
+                made[name] = await self._broker.ensure_topic(name)
+        return made
 
     async def _partition(self, topic: str, records: Sequence[Record]) -> int:
         from aiokafka.partitioner import murmur2

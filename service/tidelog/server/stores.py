@@ -24,7 +24,10 @@ from tidelog.objects.store import ObjectStore
 from tidelog.randomness import Random
 from tidelog.telemetry import without_secrets
 
-BUCKET_FORMS = "s3://bucket/prefix?endpoint=…&region=…&path_style=true, file:///directory or memory:// (these two with ?latency=s3 to be as slow as S3)"
+BUCKET_FORMS = (
+    "s3://bucket/prefix?endpoint=…&region=…&path_style=true, file:///directory or memory://;"
+    " the last two with ?latency=s3 to be as slow as S3"
+)
 METADATA_FORMS = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:///path/of/a/file, or sqlite:// for one in memory"
 
 

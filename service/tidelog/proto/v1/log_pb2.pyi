@@ -282,10 +282,12 @@ class ListOffsetsResponse(_message.Message):
     def __init__(self, answers: _Optional[_Iterable[_Union[ListOffsetsResponse.Answer, _Mapping]]] = ...) -> None: ...
 
 class GetMetadataRequest(_message.Message):
-    __slots__ = ("topics",)
+    __slots__ = ("topics", "create_missing")
     TOPICS_FIELD_NUMBER: _ClassVar[int]
+    CREATE_MISSING_FIELD_NUMBER: _ClassVar[int]
     topics: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, topics: _Optional[_Iterable[str]] = ...) -> None: ...
+    create_missing: bool
+    def __init__(self, topics: _Optional[_Iterable[str]] = ..., create_missing: _Optional[bool] = ...) -> None: ...
 
 class GetMetadataResponse(_message.Message):
     __slots__ = ("cluster_id", "brokers", "topics")
