@@ -9,7 +9,7 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit bench docs proto golden requirements dist test-localstack clean
+.PHONY: help venv demo test check unit bench chaos sim sim-many docs proto golden requirements dist test-localstack clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,15 @@ check: venv ## formatting, lints, types, layering
 
 unit: venv
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not localstack"
+
+chaos: venv ## real brokers under kill -9, pauses and drains for MINUTES (default 5)
+	CHAOS_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) $(BIN)/python -m pytest -q -s tests/chaos
+
+sim: venv ## replay one simulated run: make sim SEED=…
+	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEED)
+
+sim-many: venv ## many simulated runs on all cores: make sim-many SEEDS=1-200
+	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEEDS)
 
 bench: venv ## figures, as a table and JSON in benchmarks/results (quiet machine, minutes)
 	$(BIN)/python -m benchmarks

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tidelog.broker.cache import ReadStats
 from tidelog.broker.catalog import Catalog, PartitionRef
-from tidelog.broker.feed import Feed, FeedHub, HubSession, NewsBuffer
+from tidelog.broker.feed import Feed, FeedHub, HubSession
 from tidelog.broker.lookups import Lookups
 from tidelog.broker.reader import PartitionCursor, Reader
 from tidelog.broker.references import AnswerReceiver, CommittedExtents, FeedLink, FeedReceiver, ReferenceLink
@@ -631,28 +631,6 @@ async def test_a_directory_is_read_as_well(tmp_path: Path) -> None:
         await log.write_many(30)
         assert await read_all(cursor) == log.bytes_from(0)
     await objects.close()
-
-
-async def test_a_slow_follower_of_a_feed_holds_a_bounded_number_of_extents_and_fills_the_gap() -> None:
-    async with a_log() as log, reading(log, own=False) as reader, reader.follow(log.ref()) as cursor:
-        await log.write_many(1, tell=True)
-        await cursor.wait(9)
-        buffer = NewsBuffer(max_extents=3)
-        session = log.peers.hubs[log.epoch].open(buffer)
-        log.peers.cut()
-        log.peers.refusing = True
-        session.follow([log.ids[0]])
-        await log.write_many(10, tell=True)
-        [news] = await buffer.take()
-        assert len(news.extents) <= 3
-        assert news.high_watermark == 110
-        reader.feed.committed(news)
-        assert await read_all(cursor) == log.bytes_from(0)
-        session.close()
-        await log.write_many(1, tell=True)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await buffer.take()
 
 
 async def test_the_high_watermark_never_goes_back() -> None:

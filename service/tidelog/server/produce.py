@@ -99,11 +99,8 @@ class ProduceStream:
     def _answered(self, request_id: int, size: int, future: "asyncio.Future[Appended]") -> None:
         self._unanswered -= 1
         self._unanswered_bytes -= size
-        if future.cancelled():
-            self._answers.put((request_id, leaving()))
-        else:
-            error = future.exception()
-            self._answers.put((request_id, future.result() if error is None else self._failure(error)))
+        error = future.exception()  # nobody cancels it: what was taken cannot be taken back (I5)
+        self._answers.put((request_id, future.result() if error is None else self._failure(error)))
         self._room.set()
         if self._reader_is_done and not self._unanswered:
             self._answers.close()
