@@ -211,11 +211,11 @@ async def test_one_broker_cleans_at_a_time(metadata_store: MetadataStore) -> Non
 
 
 async def test_producers_that_were_not_used_are_forgotten(metadata_store: MetadataStore) -> None:
-    broker, led, extents = await begin(metadata_store, segments=1)
+    broker, led, _ = await begin(metadata_store, segments=1)
     await append(metadata_store, led, broker, extent(broker, 2), at=10, producers=(ProducerWindow(5, 0, ((0, 9, 10),)),))
-    now = extents[0].commit_time_ms
-    assert await metadata_store.run(expire_producers, partition_id=led.partition_id, unused_since_ms=now) == 0
-    assert await metadata_store.run(expire_producers, partition_id=led.partition_id, unused_since_ms=now + 600_000) == 1
+    some = [led.partition_id]
+    assert await metadata_store.run(expire_producers, partition_ids=some, unused_for_ms=600_000) == ()
+    assert await metadata_store.run(expire_producers, partition_ids=some, unused_for_ms=-600_000) == ((led.partition_id, 5),)
     assert (await lead(metadata_store, broker, [led.partition_id]))[led.partition_id].producers == ()
 
 

@@ -148,3 +148,37 @@ async def test_an_idle_append_does_not_wait_for_company(cluster: Cluster) -> Non
     await broker.create_topic("clicks", partitions=1, config=TopicConfig())
     async with asyncio.timeout(2):
         await append(broker, "clicks", b"a")
+
+
+async def test_a_producer_that_was_silent_for_long_is_forgotten_and_told_so(cluster: Cluster) -> None:
+    broker = await cluster.start("one", QUICK.model_copy(update={"producer_expiry_ms": 300}))
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    producer_id, epoch = await broker.init_producer()
+    await append(broker, "clicks", b"a", producer=Producer(producer_id, epoch, 0))
+
+    async def forgotten() -> bool:
+        rows = await cluster.store.run(lambda tx: tx.rows("SELECT producer_id FROM producers"))
+        return not rows
+
+    async with asyncio.timeout(10):
+        while not await forgotten():
+            await asyncio.sleep(0.02)
+    with pytest.raises(UnknownProducer, match="has expired"):
+        await append(broker, "clicks", b"b", producer=Producer(producer_id, epoch, 1))
+
+
+async def test_sequences_wrap_around(cluster: Cluster) -> None:
+    broker = await cluster.start("one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    producer_id, epoch = await broker.init_producer()
+    last = 2**31 - 1
+    window = f"[[{last - 1}, {last - 1}, 0]]"
+    await append(broker, "clicks", b"a", producer=Producer(producer_id, epoch, 0))
+    await cluster.store.run(lambda tx: tx.execute("UPDATE producers SET batches = :window", window=window))
+    await cluster.kill("one")
+    broker = await cluster.start("two")
+    await until(lambda: broker.life is not None and len(broker.life.ledger.led()) == 1)
+    over = await append(broker, "clicks", b"b", b"c", b"d", producer=Producer(producer_id, epoch, last))
+    assert (over.base_offset, over.next_offset) == (1, 4)
+    assert (await append(broker, "clicks", b"e", producer=Producer(producer_id, epoch, 2))).base_offset == 4
+    assert (await append(broker, "clicks", b"b", b"c", b"d", producer=Producer(producer_id, epoch, last))).duplicate

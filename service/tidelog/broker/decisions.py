@@ -81,10 +81,9 @@ class PartitionState:
         """Return a producer's window with all that is pending, as it is to be committed."""
         return self._pending.get(producer_id) or self._committed[producer_id]
 
-    def forget_producers(self, producer_ids: frozenset[int]) -> None:
-        """Forget producers that SQL has forgotten."""
-        for producer_id in producer_ids - self._pending.keys():
-            self._committed.pop(producer_id, None)
+    def forget_producer(self, producer_id: int) -> None:
+        """Forget a producer that SQL has forgotten. What it has pending is remembered until it is committed."""
+        self._committed.pop(producer_id, None)
 
     def _check_sequence(self, window: ProducerWindow | None, sequence: ProducerSequence) -> RefusedAppend | None:
         who = f"producer {sequence.producer_id}"

@@ -7,6 +7,7 @@ all led partitions together; the next batch gathers meanwhile. Knows nothing of 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tidelog.broker.decisions import Join, PartitionState
@@ -24,6 +25,7 @@ from tidelog.broker.references import (
 from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
+from tidelog.metadata.cleaning import expire_producers
 from tidelog.metadata.commits import Committed, NewExtent, NotLeader, Outcome, PartitionCommit, Refused, commit
 from tidelog.metadata.extents import Extent, find_references
 from tidelog.metadata.leadership import LedPartition, transfer
@@ -32,6 +34,8 @@ from tidelog.metrics import CommitOutcome, Metrics
 from tidelog.randomness import Random
 
 _NOT_NOW = (MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable)
+_EXPIRE_EVERY = 0.1
+"""Of the time after which a producer is forgotten: how often one looks for some."""
 _BACKOFF_BASE_S = 0.02
 _BACKOFF_MOST_S = 1.0
 
@@ -204,6 +208,7 @@ class Ledger:
         """Per intake, what it may still ask about: (sequence, writer, number), ascending."""
         self._pending = 0
         self._work = asyncio.Event()
+        self._expire_at = clock.monotonic() + settings.producer_expiry_ms / 1000 * _EXPIRE_EVERY
         self.leads_nothing = asyncio.Event()
         self.leads_nothing.set()
 
@@ -392,7 +397,9 @@ class Ledger:
     async def run(self) -> None:
         """Commit what waits, and hand over what is to be handed over, until cancelled."""
         while True:
-            await self._work.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._expire_at - self._clock.monotonic())):
+                    await self._work.wait()
             self._work.clear()
             while self._dirty or self._ready_to_hand_over():
                 proposals = self._gather()
@@ -401,6 +408,22 @@ class Ledger:
                     for proposal in proposals:
                         self._conclude(proposal, outcomes[proposal.led.partition_id])
                 await self._hand_over()
+            await self._expire_producers()
+
+    async def _expire_producers(self) -> None:
+        """Forget producers that have not appended for long: from time to time, in the queue, so that no commit is under way."""
+        now = self._clock.monotonic()
+        if now < self._expire_at:
+            return
+        self._expire_at = now + self._settings.producer_expiry_ms / 1000 * _EXPIRE_EVERY
+        try:
+            gone = await self._store.run(expire_producers, partition_ids=list(self._led), unused_for_ms=self._settings.producer_expiry_ms)
+        except _NOT_NOW:
+            return  # the next time will do
+        for partition_id, producer_id in gone:
+            led = self._led.get(partition_id)
+            if led is not None:
+                led.state.forget_producer(producer_id)
 
     def _gather(self) -> list[_Proposal]:
         proposals: list[_Proposal] = []

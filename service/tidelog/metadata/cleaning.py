@@ -107,17 +107,19 @@ def forget_released(tx: Transaction, *, notes: Sequence[ReleasedSegment]) -> Non
         )
 
 
-def expire_producers(tx: Transaction, *, partition_id: int, unused_since_ms: int) -> int:
-    """Forget producers of a partition that last appended before a time of the store's clock; return how many.
+def expire_producers(tx: Transaction, *, partition_ids: Sequence[int], unused_for_ms: int) -> tuple[tuple[int, int], ...]:
+    """Forget producers of these partitions that have not appended for so long; return them as (partition id, producer id).
 
-    Only the partition's leader may ask, in its commit queue: what it remembers must not outlive what is stored.
+    Only the partitions' leader may ask, in its commit queue: what it remembers must not outlive what is stored.
     """
-    gone = tx.rows(
-        "DELETE FROM producers WHERE partition_id = :partition_id AND appended_at_ms < :before RETURNING producer_id",
-        partition_id=partition_id,
-        before=unused_since_ms,
+    rows = tx.rows(
+        "DELETE FROM producers WHERE appended_at_ms < :before AND partition_id IN (SELECT r.partition_id FROM "
+        + tx.recordset("partitions", "r", partition_id="bigint")
+        + ") RETURNING partition_id, producer_id",
+        before=tx.now_ms() - unused_for_ms,
+        partitions=[[partition_id] for partition_id in partition_ids],
     )
-    return len(gone)
+    return tuple((row.partition_id, row.producer_id) for row in rows)
 
 
 def drop_deleted_topic(tx: Transaction, *, topic_id: str) -> bool:
