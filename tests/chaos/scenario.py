@@ -13,7 +13,7 @@ from pathlib import Path
 import tidelog
 from tidelog.errors import OutcomeUnknown, TidelogError
 
-from tests.chaos.cluster import LEASE_MS, BrokerProcess, broker_processes
+from tests.chaos.cluster import LEASE_MS, BrokerProcess, broker_processes, tail
 from tests.sim.history import History, Poll, Send, check
 
 TOPIC = "chaos"
@@ -128,6 +128,9 @@ class Chaos:
             if len(free) > 1:  # one is always left to itself
                 self.report.faults[name] += 1
                 victim = self.chance.choice(free)
+                if not victim.alive:
+                    self.anomaly("a broker ended by itself", (victim.name, tail(victim)))
+                    await victim.start()
                 self._busy.add(victim.name)
                 running.add(asyncio.ensure_future(self._strike(strikes[name], victim)))
         await asyncio.gather(*running)

@@ -30,6 +30,7 @@ from tidelog.errors import (
     MetadataUnavailable,
     NotReady,
     OffsetOutOfRange,
+    StoreUnavailable,
     TimeTravel,
     TopicExists,
     UnknownTopic,
@@ -119,7 +120,7 @@ class Broker:
                 chance=self._chance,
                 membership_changed=self._membership_changed,
             )
-            await self._check_epoch_is_new(identity.broker_epoch)
+            await self._check_epoch(identity.broker_epoch)
             life = self.life = Life(
                 identity=identity,
                 lease=lease,
@@ -168,6 +169,17 @@ class Broker:
         await life.intake.drained()
         if any(not broker.draining for broker in self.catalog.membership.brokers if broker.broker_id != self._broker_id):
             await life.ledger.leads_nothing.wait()
+
+    async def _check_epoch(self, broker_epoch: int) -> None:
+        """Look into the bucket before anything is written under a new epoch, and wait for the bucket where it is away."""
+        while True:
+            try:
+                await self._check_epoch_is_new(broker_epoch)
+            except StoreUnavailable as error:
+                self._why_not_ready = f"it waits for its bucket: {error}"
+                await asyncio.sleep(self._chance.uniform(0.1, 0.5))
+            else:
+                return
 
     async def _check_epoch_is_new(self, broker_epoch: int) -> None:
         """Raise TimeTravel where the bucket holds segments of an epoch that SQL is only giving out now (I11)."""

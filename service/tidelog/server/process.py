@@ -7,8 +7,9 @@ tested path. Exit codes: 0 drained, 1 failed, 2 settings that cannot be used.
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
+from typing import TypeVar
 
 from prometheus_client import disable_created_metrics
 
@@ -18,16 +19,19 @@ from tidelog.config import Settings
 from tidelog.errors import InvalidSettings, TidelogError
 from tidelog.executors import ThreadExecutor
 from tidelog.metrics import Metrics
-from tidelog.randomness import system_random
+from tidelog.randomness import Random, system_random
 from tidelog.server.peers import GrpcPeers
 from tidelog.server.server import Server
 from tidelog.server.stores import open_bucket, open_metadata
 from tidelog.telemetry import configure, get_logger
 
+T = TypeVar("T")
 Greet = Callable[[str, str], None]
 """Told the address and the metrics address once the broker takes appends."""
 
 _LAG_EVERY_S = 0.1
+_RETRY_BASE_S = 0.2
+_RETRY_MOST_S = 5.0
 _READY_EVERY_S = 0.01
 _log = get_logger(__name__)
 
@@ -74,9 +78,9 @@ async def serve(settings: Settings, *, greet: Greet | None = None, stopping: asy
 async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Server]:
     """Open everything from the stores upwards; the stack closes it from the server downwards."""
     clock, chance, metrics = SystemClock(), system_random(), Metrics()
-    bucket = await open_bucket(settings, metrics=metrics, clock=clock, chance=chance)
+    bucket = await _once_there(lambda: open_bucket(settings, metrics=metrics, clock=clock, chance=chance), chance)
     stack.push_async_callback(bucket.close)
-    store = await open_metadata(settings, metrics=metrics, clock=clock)
+    store = await _once_there(lambda: open_metadata(settings, metrics=metrics, clock=clock), chance)
     stack.push_async_callback(store.close)
     executor = ThreadExecutor("server", threads=2)
     stack.push_async_callback(executor.close)
@@ -93,7 +97,7 @@ async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Se
         metrics=metrics,
         broker_id=settings.broker_id,
     )
-    await broker.start()
+    await _once_there(broker.start, chance)
     _show(broker, metrics, settings)
     lag = asyncio.create_task(_watch_event_loop(metrics, clock))
     stack.callback(lag.cancel)
@@ -101,6 +105,20 @@ async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Se
     stack.push_async_callback(server.stop)
     await server.start()
     return broker, server
+
+
+async def _once_there(work: Callable[[], Awaitable[T]], chance: Random) -> T:
+    """Do something as soon as what it needs is there: a dependency that is away for a while is no reason to end."""
+    wait_s = _RETRY_BASE_S
+    while True:
+        try:
+            return await work()
+        except TidelogError as error:
+            if not error.retriable:
+                raise
+            _log.warning("start_waits", reason=error.reason, problem=str(error))
+            await asyncio.sleep(chance.uniform(wait_s / 2, wait_s))
+            wait_s = min(2 * wait_s, _RETRY_MOST_S)
 
 
 def _show(broker: Broker, metrics: Metrics, settings: Settings) -> None:
