@@ -205,7 +205,7 @@ class Consumption:
     async def aclose(self) -> None:
         """End it, and its stream."""
         self.ended = True
-        if self._iterator is not None:
+        if self._iterator is not None and not self._iterator.ag_running:  # one that another task is in ends with the connection
             await self._iterator.aclose()
 
     async def __aenter__(self) -> Self:
