@@ -2,8 +2,10 @@
 
 import typer
 
-from tidelog.cli import segment
+from tidelog.cli import cluster, segment, topics
 from tidelog.cli.broker import BrokerCommand, broker, dev
+from tidelog.cli.consume import consume
+from tidelog.cli.produce import produce
 
 app = typer.Typer(
     name="tidelog",
@@ -11,8 +13,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
 )
-app.command(cls=BrokerCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(broker)
 app.command()(dev)
+app.command(cls=BrokerCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(broker)
+app.add_typer(topics.app, name="topics")
+app.command()(produce)
+app.command()(consume)
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(segment.app, name="segment")

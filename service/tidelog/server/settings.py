@@ -24,7 +24,7 @@ from tidelog.telemetry import HIDDEN, without_secrets
 
 PREFIX = "TIDELOG_"
 
-OTHERS = frozenset({"TIDELOG_SERVER"})
+OTHERS = frozenset({"TIDELOG_SERVER", "TIDELOG_TOKEN", "TIDELOG_CA"})
 """Variables with the prefix that other commands read."""
 
 _FROM_KUBERNETES = re.compile(

@@ -1,0 +1,68 @@
+"""`tidelog cluster`: the brokers, and taking one out of service."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tidelog.cli.quantities import counted
+from tidelog.cli.session import Format, Output, client_command, run, screen, show_json, show_table
+
+if TYPE_CHECKING:
+    from tidelog.client.client import Log
+
+app = typer.Typer(help="Look at the brokers, and drain one.", no_args_is_help=True)
+
+BROKER_COLUMNS = {
+    "broker": "left", "address": "left", "zone": "left", "epoch": "right", "lease": "right", "leads": "right", "state": "left",
+}  # fmt: skip
+
+
+@app.command()
+@client_command
+def describe(output: Output = Format.TEXT) -> None:
+    """Show the brokers, their leases, and what they lead."""
+
+    async def work(log: "Log") -> None:
+        cluster = await log.admin.describe_cluster()
+        if output is Format.JSON:
+            show_json(asdict(cluster))
+            return
+        screen().print(
+            f"cluster {cluster.cluster_id}, format {cluster.format_version}, membership version {cluster.membership_version}", markup=False
+        )
+        show_table(
+            BROKER_COLUMNS,
+            [
+                (
+                    b.broker_id, b.address, b.zone or "-", b.broker_epoch, f"{b.lease_remaining_ms / 1000:.1f} s", b.led_partitions,
+                    "draining" if b.draining else "serving",
+                )
+                for b in cluster.brokers
+            ],
+        )  # fmt: skip
+
+    run(work)
+
+
+@app.command()
+@client_command
+def drain(
+    broker: Annotated[str, typer.Argument(metavar="BROKER", help="The broker's id, as `cluster describe` shows it.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Take it back into service.")] = False,
+    output: Output = Format.TEXT,
+) -> None:
+    """Have a broker take nothing new and hand over what it leads. Returns at once; run it again to see how far it is."""
+
+    async def work(log: "Log") -> None:
+        drained, led = await log.admin.drain(broker, undo=undo)
+        if output is Format.JSON:
+            show_json({"broker": broker, "undo": undo, "drained": drained, "led_partitions": led})
+        elif undo:
+            typer.echo(f"Broker {broker} serves again.")
+        elif drained:
+            typer.echo(f"Broker {broker} is drained: it leads nothing and can be stopped.")
+        else:
+            typer.echo(f"Broker {broker} is draining: {counted(led, 'partition')} still to hand over.")
+
+    run(work)
