@@ -2,10 +2,12 @@
 
 import typer
 
-from tidelog.cli import cluster, segment, topics
+from tidelog.cli import bench, cluster, segment, topics
 from tidelog.cli.broker import BrokerCommand, broker, dev
 from tidelog.cli.consume import consume
+from tidelog.cli.ping import ping
 from tidelog.cli.produce import produce
+from tidelog.cli.top import top
 
 app = typer.Typer(
     name="tidelog",
@@ -21,4 +23,7 @@ app.add_typer(topics.app, name="topics")
 app.command()(produce)
 app.command()(consume)
 app.add_typer(cluster.app, name="cluster")
+app.command()(ping)
+app.command()(top)
+app.add_typer(bench.app, name="bench")
 app.add_typer(segment.app, name="segment")

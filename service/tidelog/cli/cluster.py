@@ -9,6 +9,7 @@ from tidelog.cli.quantities import counted
 from tidelog.cli.session import Format, Output, client_command, run, screen, show_json, show_table
 
 if TYPE_CHECKING:
+    from tidelog.client.admin import BrokerDescription
     from tidelog.client.client import Log
 
 app = typer.Typer(help="Look at the brokers, and drain one.", no_args_is_help=True)
@@ -16,6 +17,13 @@ app = typer.Typer(help="Look at the brokers, and drain one.", no_args_is_help=Tr
 BROKER_COLUMNS = {
     "broker": "left", "address": "left", "zone": "left", "epoch": "right", "lease": "right", "leads": "right", "state": "left",
 }  # fmt: skip
+
+
+def broker_row(broker: "BrokerDescription") -> tuple[object, ...]:
+    """Return a broker under `BROKER_COLUMNS`."""
+    state = "draining" if broker.draining else "serving"
+    lease = f"{broker.lease_remaining_ms / 1000:.1f} s"
+    return broker.broker_id, broker.address, broker.zone or "-", broker.broker_epoch, lease, broker.led_partitions, state
 
 
 @app.command()
@@ -31,16 +39,7 @@ def describe(output: Output = Format.TEXT) -> None:
         screen().print(
             f"cluster {cluster.cluster_id}, format {cluster.format_version}, membership version {cluster.membership_version}", markup=False
         )
-        show_table(
-            BROKER_COLUMNS,
-            [
-                (
-                    b.broker_id, b.address, b.zone or "-", b.broker_epoch, f"{b.lease_remaining_ms / 1000:.1f} s", b.led_partitions,
-                    "draining" if b.draining else "serving",
-                )
-                for b in cluster.brokers
-            ],
-        )  # fmt: skip
+        show_table(BROKER_COLUMNS, [broker_row(broker) for broker in cluster.brokers])
 
     run(work)
 
