@@ -10,7 +10,7 @@ Credit is granted as batches are handed out, so at most `credit_bytes` (and one 
 import asyncio
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime
 from itertools import count
 from types import TracebackType
@@ -205,8 +205,9 @@ class Consumption:
     async def aclose(self) -> None:
         """End it, and its stream."""
         self.ended = True
-        if self._iterator is not None and not self._iterator.ag_running:  # one that another task is in ends with the connection
-            await self._iterator.aclose()
+        if self._iterator is not None:
+            with suppress(RuntimeError):  # another task is inside: it ends with the connection
+                await self._iterator.aclose()
 
     async def __aenter__(self) -> Self:
         return self
