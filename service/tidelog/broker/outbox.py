@@ -16,6 +16,8 @@ from tidelog.config import Settings
 from tidelog.metrics import Metrics
 from tidelog.randomness import Random
 
+_CHECK_EVERY = 0.2
+"""Of the time-out of a link."""
 _RETRY_LEAST_S = 0.02
 _RETRY_MOST_S = 0.1
 
@@ -101,6 +103,7 @@ class Outbox:
         self._metrics = metrics
         self._queues: dict[int, _Queue] = {}
         self._links: dict[int, _Link] = {}
+        self._check_links_at = 0.0
         self._ended = False
 
     def submit(self, references: Sequence[Outstanding]) -> None:
@@ -125,8 +128,12 @@ class Outbox:
             self._close(broker_epoch)
 
     def check_links(self) -> None:
-        """Make links anew that have not answered for too long."""
-        late = self._clock.monotonic() - self._settings.peer_timeout_ms / 1000
+        """Make links anew that have not answered for too long. May be called often: looks a few times per time-out."""
+        now = self._clock.monotonic()
+        if now < self._check_links_at:
+            return
+        self._check_links_at = now + self._settings.peer_timeout_ms / 1000 * _CHECK_EVERY
+        late = now - self._settings.peer_timeout_ms / 1000
         for broker_epoch, link in list(self._links.items()):
             waiting = (each for partition_id in link.partitions for each in self._outstanding(partition_id))
             if any(each.sent and each.sent_at < late for each in waiting):
