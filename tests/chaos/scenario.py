@@ -230,7 +230,13 @@ async def run(
 
 
 async def _begin(brokers: list[BrokerProcess]) -> None:
-    """Wait until the brokers serve, and make the topic."""
+    await wait_until_served(brokers)
+    async with tidelog.connect(brokers[0].address) as log:
+        await log.admin.create_topic(TOPIC, partitions=PARTITIONS)
+
+
+async def wait_until_served(brokers: list[BrokerProcess]) -> None:
+    """Wait until all brokers answer."""
     async with asyncio.timeout(60):
         for broker in brokers:
             while True:
@@ -241,5 +247,3 @@ async def _begin(brokers: list[BrokerProcess]) -> None:
                 except TidelogError:
                     assert broker.alive, broker.log.read_text()
                     await asyncio.sleep(0.1)
-        async with tidelog.connect(brokers[0].address) as log:
-            await log.admin.create_topic(TOPIC, partitions=PARTITIONS)
