@@ -149,7 +149,7 @@ def committing(*proposals: tuple[int, int, int, NewExtent], leader: int = 1) -> 
     return bound(
         commit,
         broker_epoch=leader,
-        partitions=[PartitionCommit(partition, epoch, at, (e,), WINDOWS) for partition, epoch, at, e in proposals],
+        partitions=[PartitionCommit(partition, epoch, at, (e,), WINDOWS[::-1]) for partition, epoch, at, e in proposals],
     )
 
 
@@ -248,7 +248,7 @@ VERBS: dict[str, Verb] = {
     "swap": swapping(4, E12, E13),
     "swap to another": swapping(5, E12, E13),
     "swap the first": swapping(5, E12),
-    "expire producers": bound(expire_producers, partition_ids=[1], unused_for_ms=-(1 << 50)),
+    "expire producers": bound(expire_producers, partition_ids=[2, 1], unused_for_ms=-(1 << 50)),
     "set fencing token": bound(set_fencing_token, partition_id=1, leader_epoch=1, token="t"),
     "create topic": creating("aa" * 16, "new"),
     "create a topic of that name": creating("bb" * 16, "new"),

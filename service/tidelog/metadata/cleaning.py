@@ -112,14 +112,24 @@ def expire_producers(tx: Transaction, *, partition_ids: Sequence[int], unused_fo
 
     Only the partitions' leader may ask, in its commit queue: what it remembers must not outlive what is stored.
     """
-    rows = tx.rows(
-        "DELETE FROM producers WHERE appended_at_ms < :before AND partition_id IN (SELECT r.partition_id FROM "
+    # A DELETE locks in whatever order it finds rows: these are locked in the written order first.
+    expired = tx.rows(
+        "SELECT partition_id, producer_id FROM producers WHERE appended_at_ms < :before AND partition_id IN (SELECT r.partition_id FROM "
         + tx.recordset("partitions", "r", partition_id="bigint")
-        + ") RETURNING partition_id, producer_id",
+        + ") ORDER BY partition_id, producer_id"
+        + tx.for_update(),
         before=tx.now_ms() - unused_for_ms,
         partitions=[[partition_id] for partition_id in partition_ids],
     )
-    return tuple((row.partition_id, row.producer_id) for row in rows)
+    keys = tuple((row.partition_id, row.producer_id) for row in expired)
+    if keys:
+        tx.execute(
+            "DELETE FROM producers WHERE (partition_id, producer_id) IN (SELECT r.partition_id, r.producer_id FROM "
+            + tx.recordset("expired", "r", partition_id="bigint", producer_id="bigint")
+            + ")",
+            expired=keys,
+        )
+    return keys
 
 
 def drop_deleted_topic(tx: Transaction, *, topic_id: str) -> bool:

@@ -211,7 +211,7 @@ def _write(tx: Transaction, broker_epoch: int, accepted: Sequence[PartitionCommi
         # As text within the JSON, which the database need not parse.
         (proposal.partition_id, window.producer_id, window.producer_epoch, orjson.dumps(window.batches).decode())
         for proposal in accepted
-        for window in proposal.producers
+        for window in sorted(proposal.producers, key=lambda window: window.producer_id)  # the order of locks
     ]
     statements = [
         "INSERT INTO extents (partition_id, base_offset, next_offset, broker_epoch, sequence, position, length, record_count,"
