@@ -31,8 +31,8 @@ check: venv ## formatting, lints, types, layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-unit: venv
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not localstack"
+unit: venv .venv-localstack/.installed
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not localstack"
 
 chaos: venv ## real brokers under kill -9, pauses and drains for MINUTES (default 5)
 	CHAOS_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) $(BIN)/python -m pytest -q -s tests/chaos
@@ -69,6 +69,11 @@ requirements: venv ## resolve the pinned requirements anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --all-extras pyproject.toml requirements.in --output-file requirements.txt
 	printf 'localstack-core[runtime]==4.13.1\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --exclude-newer 2026-02-20 - --output-file requirements-localstack.txt
 
+.prometheus/usr/bin/prometheus: # Debian's package, unpacked and not installed: for localstack/up
+	mkdir -p .prometheus
+	cd .prometheus && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; }
+	cd .prometheus && dpkg -x prometheus_*.deb .
+
 demo: ## comes with the broker
 	@echo "make demo: there is nothing to play yet; it comes with the broker and its command line."; exit 1
 
@@ -76,4 +81,4 @@ dist: ## comes with the command line
 	@echo "make dist: comes with the command line; until then: $(BIN)/python -m pip wheel --no-deps ."; exit 1
 
 clean: ## what the targets made
-	rm -rf $(VENV) .venv-localstack dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
+	rm -rf $(VENV) .venv-localstack .prometheus dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
