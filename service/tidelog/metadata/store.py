@@ -20,7 +20,7 @@ ColumnType = Literal["bigint", "text"]
 class Transaction:
     """An open transaction, and what SQLite and PostgreSQL say differently.
 
-    Statements take their parameters by name. A list is the rows of a `recordset`.
+    Statements take their parameters by name. A list or a tuple is the rows of a `recordset`.
     """
 
     __slots__ = ("connection", "dialect")
@@ -109,7 +109,7 @@ class MetadataStore(Protocol):
 
 
 def _encoded(parameters: dict[str, object]) -> dict[str, object]:
-    return {name: orjson.dumps(value).decode() if isinstance(value, list) else value for name, value in parameters.items()}
+    return {name: orjson.dumps(value).decode() if isinstance(value, list | tuple) else value for name, value in parameters.items()}
 
 
 @lru_cache(maxsize=1024)
