@@ -135,6 +135,18 @@ async def test_expired_extents_give_way_and_their_answers_stay_until_the_object_
     assert await metadata_store.run(released_segments, grace_ms=600_000, limit=10) == ()
 
 
+async def test_what_was_merged_since_it_was_found_expired_is_not_released(metadata_store: MetadataStore) -> None:
+    """The merged extent begins where the expired one began, and holds records above the log start."""
+    _, led, extents = await begin(metadata_store, segments=3)
+    partition = led.partition_id
+    await metadata_store.run(advance_log_start, partition_id=partition, leader_epoch=led.leader_epoch, to=10)
+    expired = await metadata_store.run(expired_extents, partition_id=partition, limit=10)
+    assert await merge(metadata_store, led, extents, sequence=9)
+    merged = await extents_of(metadata_store, partition)
+    assert await metadata_store.run(release_expired, partition_id=partition, sources=keyed(*expired)) == 0
+    assert await extents_of(metadata_store, partition) == merged
+
+
 async def test_a_swap_puts_the_merged_extent_in_place_once(metadata_store: MetadataStore) -> None:
     _, led, extents = await begin(metadata_store, segments=4)
     assert await merge(metadata_store, led, extents[1:3], sequence=9)

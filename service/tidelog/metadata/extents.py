@@ -261,7 +261,7 @@ def release_expired(tx: Transaction, *, partition_id: int, sources: Sequence[Rel
         "SELECT log_start_offset FROM partitions WHERE partition_id = :partition_id" + tx.for_update(), partition_id=partition_id
     )
     below = [source for source in sources if source.extent.next_offset <= partition.log_start_offset]
-    return len(_release(tx, partition_id, below))
+    return _release(tx, partition_id, below)
 
 
 def swap(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Sequence[ReleasedSource], merged: Extent) -> bool:
@@ -318,25 +318,32 @@ def _present(tx: Transaction, extent: Extent) -> bool:
     return any(old.position == extent.position for old in find_extents(tx, segments=[segment]))
 
 
-def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSource]) -> list[int]:
-    """Move extents of one locked partition out of sight and note their segments; return the base offsets of those moved."""
-    if not sources:
-        return []
+def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSource]) -> int:
+    """Move extents of one locked partition out of sight and note their segments; return how many were moved.
+
+    A source is moved only where it is the very extent that is there: a merged one may begin at the same offset.
+    """
+    keys = {(s.extent.base_offset, s.extent.next_offset, s.extent.broker_epoch, s.extent.sequence, s.extent.position): s for s in sources}
+    if not keys:
+        return 0
     gone = tx.rows(
-        "DELETE FROM extents WHERE partition_id = :partition_id AND base_offset IN (SELECT r.base_offset FROM "
-        + tx.recordset("bases", "r", base_offset="bigint")
+        "DELETE FROM extents WHERE partition_id = :partition_id AND (base_offset, next_offset, broker_epoch, sequence, position) IN"
+        " (SELECT r.base_offset, r.next_offset, r.broker_epoch, r.sequence, r.position FROM "
+        + tx.recordset(
+            "sources", "r", base_offset="bigint", next_offset="bigint", broker_epoch="bigint", sequence="bigint", position="bigint"
+        )
         + f") RETURNING {_COLUMNS}",
         partition_id=partition_id,
-        bases=[[source.extent.base_offset] for source in sources],
+        sources=sorted(keys),
     )
-    moved = {Extent(*row) for row in gone}
+    moved = [keys[row.base_offset, row.next_offset, row.broker_epoch, row.sequence, row.position] for row in gone]
     columns: dict[str, ColumnType] = {column.strip(): "bigint" for column in _COLUMNS.split(",")}
     tx.execute(
         f"INSERT INTO released_extents ({_COLUMNS}) SELECT {', '.join('r.' + column for column in columns)} FROM "
-        + tx.recordset("moved", "r", **columns),
-        moved=[tuple(row) for row in gone],
+        + tx.recordset("gone", "r", **columns),
+        gone=[tuple(row) for row in gone],
     )
-    segments = sorted({(s.extent.broker_epoch, s.extent.sequence, s.key) for s in sources if s.extent in moved})
+    segments = sorted({(s.extent.broker_epoch, s.extent.sequence, s.key) for s in moved})
     # DO UPDATE, not DO NOTHING: it waits for a cleaner that is about to remove the row, and then puts it back.
     tx.execute(
         "INSERT INTO released_segments (broker_epoch, sequence, key, released_at_ms)"
@@ -347,4 +354,4 @@ def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSourc
         segments=segments,
         now=tx.now_ms(),
     )
-    return [row.base_offset for row in gone]
+    return len(moved)
