@@ -126,6 +126,7 @@ partitions = Table(
     _bigint("next_offset", default=0),
     _text("fencing_token", nullable=True),
     _bigint("changed_version"),
+    sqlite_autoincrement=True,  # never gives an id again, as PostgreSQL does not: rows of groups and brokers' memory go by it
 )
 Index("uq_partitions_topic_id_partition", partitions.c.topic_id, partitions.c.partition, unique=True)
 Index("ix_partitions_changed_version", partitions.c.changed_version)

@@ -23,8 +23,8 @@ def _flag(name: str) -> sa.Column[bool]:
     return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.text("FALSE"))
 
 
-def _create(name: str, *columns: sa.Column[Any], key: tuple[str, ...]) -> None:
-    op.create_table(name, *columns, sa.PrimaryKeyConstraint(*key, name=f"pk_{name}"))
+def _create(name: str, *columns: sa.Column[Any], key: tuple[str, ...], **options: Any) -> None:
+    op.create_table(name, *columns, sa.PrimaryKeyConstraint(*key, name=f"pk_{name}"), **options)
 
 
 def upgrade() -> None:
@@ -65,6 +65,7 @@ def upgrade() -> None:
         _bigint("log_start_offset", default=0), _bigint("next_offset", default=0), _text("fencing_token", nullable=True),
         _bigint("changed_version"),
         key=("partition_id",),
+        sqlite_autoincrement=True,
     )  # fmt: skip
     op.create_index("uq_partitions_topic_id_partition", "partitions", ["topic_id", "partition"], unique=True)
     op.create_index("ix_partitions_changed_version", "partitions", ["changed_version"])
