@@ -2,7 +2,7 @@
 
 import pytest
 from tidelog.errors import BrokerIdTaken, Fenced
-from tidelog.metadata.leadership import leadership_changes, take_over, transfer
+from tidelog.metadata.leadership import take_over, transfer
 from tidelog.metadata.membership import (
     allocate_producer_ids,
     cluster_state,
@@ -16,7 +16,7 @@ from tidelog.metadata.membership import (
     set_draining,
 )
 from tidelog.metadata.store import MetadataStore
-from tidelog.metadata.topics import TopicConfig, alter_topic, create_partitions, create_topic, delete_topic, topics
+from tidelog.metadata.topics import TopicConfig, alter_topic, catalog_changes, create_partitions, create_topic, delete_topic, topics
 
 from tests.contract.metadata_steps import TTL_MS, expire_now, join, lead, topic, unbroken_for_long
 
@@ -151,7 +151,7 @@ async def test_a_transfer_fences_the_giver_and_the_taker_begins_an_epoch_of_its_
     version = (await metadata_store.run(membership)).version
     offered = [(ids[0], led[ids[0]].leader_epoch), (ids[1], 77)]
     assert await metadata_store.run(transfer, to_broker_epoch=two, membership_version=version, led=offered) == (ids[0],)
-    changed = await metadata_store.run(leadership_changes, since=0)
+    changed = await metadata_store.run(catalog_changes, since=0, membership_since=0)
     assert {p.partition_id: (p.leader_broker_epoch, p.leader_epoch) for p in changed.partitions} == {ids[0]: (two, 2), ids[1]: (one, 1)}
     assert (await lead(metadata_store, two, ids))[ids[0]].leader_epoch == 3
 
@@ -159,12 +159,12 @@ async def test_a_transfer_fences_the_giver_and_the_taker_begins_an_epoch_of_its_
 async def test_changes_are_told_once_to_those_who_ask_with_the_last_version(metadata_store: MetadataStore) -> None:
     one = (await join(metadata_store, "b0")).broker_epoch
     ids = await topic(metadata_store, count=2)
-    start = await metadata_store.run(leadership_changes, since=0)
+    start = await metadata_store.run(catalog_changes, since=0, membership_since=0)
     assert len(start.partitions) == 2
     await lead(metadata_store, one, [ids[1]])
-    after = await metadata_store.run(leadership_changes, since=start.version)
+    after = await metadata_store.run(catalog_changes, since=start.version, membership_since=0)
     assert ([p.partition_id for p in after.partitions], after.topics) == ([ids[1]], ())
-    assert (await metadata_store.run(leadership_changes, since=after.version)).partitions == ()
+    assert (await metadata_store.run(catalog_changes, since=after.version, membership_since=0)).partitions == ()
 
 
 async def test_topics_are_created_altered_grown_and_deleted(metadata_store: MetadataStore) -> None:

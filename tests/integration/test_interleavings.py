@@ -8,16 +8,21 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import pytest
+from tidelog.broker.catalog import Catalog
 from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable, TidelogError
 from tidelog.metadata.cleaning import Verdict
 from tidelog.metadata.commits import Committed
+from tidelog.metadata.membership import Membership
 from tidelog.metadata.postgres import PostgresStore
 from tidelog.metadata.store import Transaction
+from tidelog.metadata.topics import CatalogChanges, catalog_changes
 
-from tests.metadata_scene import VERBS, Snapshots, State
+from tests.metadata_scene import VERBS, Snapshots, State, bound
 from tests.stepper import Answer, Deadlock, Interleaving, Stepper, Verb, without_sync
 
 TOGETHER: list[tuple[str, ...]] = [
@@ -122,6 +127,56 @@ async def test_every_order_keeps_the_invariants_and_equals_a_serial_one(
         assert_invariants(before, after, found)
         assert _digest(found.answers, after) in serial, f"{found.order}: {found.answers}"
     record_property("interleavings", count)
+
+
+CHANGING = ("take over", "create topic", "add partitions", "delete topic", "drop deleted topic", "end expired epochs")
+
+
+@pytest.mark.parametrize("name", CHANGING)
+@pytest.mark.parametrize("known_up_to", ["nothing", "before the deletion", "everything"])
+async def test_no_change_is_missed_by_a_poll_beside_it(scene: tuple[PostgresStore, Snapshots], known_up_to: str, name: str) -> None:
+    """A catalog polls while something changes, and once more: then it knows what one knows that begins now."""
+    store, snapshots = scene
+    await snapshots.restore()
+    known = await store.run(catalog_changes, since=0, membership_since=0)
+    if known_up_to == "nothing":
+        known = CatalogChanges(0, (), (), None, complete=True)
+    elif known_up_to == "before the deletion":
+        (deleted,) = await store.run(lambda tx: tx.rows("SELECT changed_version FROM topics WHERE deleted"))
+        before = tuple(replace(topic, deleted=False) for topic in known.topics)
+        known = replace(known, version=deleted.changed_version - 1, topics=before)
+    poll = bound(catalog_changes, since=known.version, membership_since=known.membership.version if known.membership else 0)
+    async for found in Stepper(store, snapshots.connection, restore=snapshots.restore).interleavings([poll, VERBS[name]]):
+        first = found.answers[0].value
+        assert isinstance(first, CatalogChanges)
+        membership_since = (first.membership or known.membership or Membership(0, 0, ())).version
+        second = await store.run(catalog_changes, since=first.version, membership_since=membership_since)
+        anew = await store.run(catalog_changes, since=0, membership_since=0)
+        assert await learnt(known, first, second) == await learnt(anew), found.order
+
+
+async def learnt(*told: CatalogChanges) -> tuple[object, ...]:
+    """Return what a catalog knows that was told these, one after the other."""
+    catalog = Catalog(_Telling(list(told)))
+    for _ in told:
+        await catalog.refresh()
+        assert all(len(catalog._partitions.get(topic.topic_id, ())) >= 1 for topic in catalog.topics()), "a topic without partitions"
+    return catalog.topics(), catalog.leaderships(), [member.broker_epoch for member in catalog.membership.brokers]
+
+
+@dataclass
+class _Telling:
+    """A metadata store that answers as it is told."""
+
+    answers: list[Any]
+    exclusive: bool = False
+
+    async def run(self, *_: object, **__: object) -> Any:
+        return self.answers.pop(0)
+
+    run_reserved = run
+
+    async def close(self) -> None: ...
 
 
 async def test_locks_taken_in_opposite_orders_are_found(scene: tuple[PostgresStore, Snapshots]) -> None:

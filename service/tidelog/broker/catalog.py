@@ -136,6 +136,9 @@ class Catalog:
         if changes.version <= self._version:
             return changed
         self._version = changes.version
+        if changes.complete:
+            for topic_id in self._topics.keys() - {topic.topic_id for topic in changes.topics}:
+                self._forget_topic(topic_id)
         for topic in changes.topics:
             self._take_topic(topic)
         for row in changes.partitions:
@@ -151,14 +154,17 @@ class Catalog:
         return True
 
     def _take_topic(self, topic: Topic) -> None:
-        if not topic.deleted:
-            self._topics[topic.topic_id] = topic
-            self._names[topic.name] = topic.topic_id
+        if topic.deleted:
+            self._forget_topic(topic.topic_id)
             return
-        gone = self._topics.pop(topic.topic_id, None)
-        if gone is not None and self._names.get(gone.name) == topic.topic_id:
+        self._topics[topic.topic_id] = topic
+        self._names[topic.name] = topic.topic_id
+
+    def _forget_topic(self, topic_id: str) -> None:
+        gone = self._topics.pop(topic_id, None)
+        if gone is not None and self._names.get(gone.name) == topic_id:
             del self._names[gone.name]
-        for partition_id in self._partitions.pop(topic.topic_id, {}).values():
+        for partition_id in self._partitions.pop(topic_id, {}).values():
             self._leaders.pop(partition_id, None)
             self._refs.pop(partition_id, None)
 

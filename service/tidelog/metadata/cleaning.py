@@ -134,7 +134,8 @@ def expire_producers(tx: Transaction, *, partition_ids: Sequence[int], unused_fo
 
 def drop_deleted_topic(tx: Transaction, *, topic_id: str) -> bool:
     """Remove a deleted topic's rows once none of its extents is live; return whether they are gone."""
-    if not tx.rows("SELECT topic_id FROM topics WHERE topic_id = :topic_id AND deleted" + tx.for_update(), topic_id=topic_id):
+    deleted = tx.rows("SELECT changed_version FROM topics WHERE topic_id = :topic_id AND deleted" + tx.for_update(), topic_id=topic_id)
+    if not deleted:
         return not tx.rows("SELECT topic_id FROM topics WHERE topic_id = :topic_id", topic_id=topic_id)
     own = tx.rows(
         "SELECT partition_id FROM partitions WHERE topic_id = :topic_id ORDER BY partition_id" + tx.for_update(), topic_id=topic_id
@@ -149,4 +150,9 @@ def drop_deleted_topic(tx: Transaction, *, topic_id: str) -> bool:
     for table in ("group_offsets", "partitions"):
         tx.execute(f"DELETE FROM {table} WHERE {among}", ids=ids)
     tx.execute("DELETE FROM topics WHERE topic_id = :topic_id", topic_id=topic_id)
+    # Nothing is left to tell of the deletion: those who have not heard of it yet have to read everything.
+    tx.execute(
+        "UPDATE changes SET forgotten_version = CASE WHEN forgotten_version < :version THEN :version ELSE forgotten_version END",
+        version=deleted[0].changed_version,
+    )
     return True

@@ -46,15 +46,6 @@ class Leadership:
     leader_epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeadershipChanges:
-    """What has changed since a version; `topics` are the ids of those created, altered or deleted."""
-
-    version: int
-    partitions: tuple[Leadership, ...]
-    topics: tuple[str, ...]
-
-
 def take_over(tx: Transaction, *, broker_epoch: int, membership_version: int, partition_ids: Iterable[int]) -> tuple[LedPartition, ...]:
     """Become leader of those of the partitions that nobody alive leads, or that the caller leads on paper already.
 
@@ -135,21 +126,6 @@ def transfer(tx: Transaction, *, to_broker_epoch: int, membership_version: int, 
     if found:
         _lead(tx, broker_epoch=to_broker_epoch, taken=[[row.partition_id] for row in found])
     return tuple(row.partition_id for row in found)
-
-
-def leadership_changes(tx: Transaction, *, since: int) -> LeadershipChanges:
-    """Return what has changed after version `since` (0: all there is)."""
-    (change,) = tx.rows("SELECT version FROM changes")
-    if change.version <= since:
-        return LeadershipChanges(change.version, (), ())
-    # Versions are given while the `changes` row is locked, so all up to this one are visible to these later statements.
-    partitions = tx.rows(
-        "SELECT partition_id, topic_id, partition, leader_broker_epoch, leader_epoch FROM partitions"
-        " WHERE changed_version > :since ORDER BY partition_id",
-        since=since,
-    )
-    topics = tx.rows("SELECT topic_id FROM topics WHERE changed_version > :since ORDER BY topic_id", since=since)
-    return LeadershipChanges(change.version, tuple(Leadership(*row) for row in partitions), tuple(row.topic_id for row in topics))
 
 
 def set_fencing_token(tx: Transaction, *, partition_id: int, leader_epoch: int, token: str | None) -> None:

@@ -52,6 +52,7 @@ changes = Table(  # counts every change of topics and leadership; polled, so kep
     tables_metadata,
     _bigint("one", primary_key=True),
     _bigint("version"),
+    _bigint("forgotten_version", default=0),  # rows of topics deleted up to here are gone: whoever knows less has to read everything
 )
 
 cleaner = Table(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidelog.errors import InvalidRequest, TopicExists, UnknownTopic
-from tidelog.metadata.leadership import Leadership, leadership_changes, next_change
+from tidelog.metadata.leadership import Leadership, next_change
 from tidelog.metadata.membership import Membership, membership
 from tidelog.metadata.store import Transaction
 
@@ -54,6 +54,8 @@ class CatalogChanges:
     partitions: tuple[Leadership, ...]
     membership: Membership | None
     """None where it has not changed."""
+    complete: bool
+    """These topics and partitions are all there are: whatever else the caller knows of is gone."""
 
 
 _TOPIC = "topic_id, name, partitions, retention_ms, retention_bytes, compact, created_at_ms, deleted"
@@ -147,19 +149,35 @@ def topics(tx: Transaction, *, names: Sequence[str] | None = None) -> tuple[Topi
 
 
 def catalog_changes(tx: Transaction, *, since: int, membership_since: int) -> CatalogChanges:
-    """Return what has changed after version `since` of topics and leaders, and `membership_since` of members (0: all there is)."""
+    """Return what has changed after version `since` of topics and leaders, and `membership_since` of members (0: all there is).
+
+    Who knows of a topic that is gone without a trace by now gets all topics and partitions.
+    """
     (cluster,) = tx.rows("SELECT membership_version FROM cluster")
     members = membership(tx) if cluster.membership_version > membership_since else None
-    changes = leadership_changes(tx, since=since)
-    changed: Sequence[Any] = ()
-    if changes.topics:
-        changed = tx.rows(
-            f"SELECT {_TOPIC} FROM topics WHERE topic_id IN (SELECT r.topic_id FROM "
-            + tx.recordset("ids", "r", topic_id="text")
-            + ") ORDER BY deleted DESC, topic_id",
-            ids=[[topic_id] for topic_id in changes.topics],
-        )
-    return CatalogChanges(changes.version, tuple(_topic(row) for row in changed), changes.partitions, members)
+    (change,) = tx.rows("SELECT version FROM changes")
+    if change.version <= since:
+        return CatalogChanges(change.version, (), (), members, complete=False)
+    # Versions are given while the `changes` row is locked, so all up to this one are visible to these later statements.
+    changes = _changes(tx, since)
+    if since > 0:
+        # Asked last: a topic whose rows are gone by now, but were not when they were read, was told as deleted.
+        (change_now,) = tx.rows("SELECT forgotten_version FROM changes")
+        if change_now.forgotten_version > since:
+            since = 0
+            changes = _changes(tx, since)
+    return CatalogChanges(change.version, *changes, members, complete=since == 0)
+
+
+def _changes(tx: Transaction, since: int) -> tuple[tuple[Topic, ...], tuple[Leadership, ...]]:
+    # Topics first: a partition of a topic that came between is told again with it, but a topic without its partitions would be believed.
+    topics = tx.rows(f"SELECT {_TOPIC} FROM topics WHERE changed_version > :since ORDER BY deleted DESC, topic_id", since=since)
+    leaderships = tx.rows(
+        "SELECT partition_id, topic_id, partition, leader_broker_epoch, leader_epoch FROM partitions"
+        " WHERE changed_version > :since ORDER BY partition_id",
+        since=since,
+    )
+    return tuple(_topic(row) for row in topics), tuple(Leadership(*row) for row in leaderships)
 
 
 def partitions(tx: Transaction, *, topic_id: str) -> tuple[PartitionState, ...]:

@@ -35,7 +35,7 @@ def upgrade() -> None:
         _bigint("next_producer_id"), _bigint("created_at_ms"),
         key=("one",),
     )  # fmt: skip
-    _create("changes", _bigint("one"), _bigint("version"), key=("one",))
+    _create("changes", _bigint("one"), _bigint("version"), _bigint("forgotten_version", default=0), key=("one",))
     _create("cleaner", _bigint("one"), _bigint("broker_epoch", nullable=True), _bigint("lease_expires_at_ms"), key=("one",))
     _create(
         "brokers",
