@@ -67,7 +67,7 @@ async def play(store: MetadataStore) -> None:
     for partition in (1, 2):
         await store.run(advance_log_start, partition_id=partition, leader_epoch=1, to=10)
     expired = (await store.run(read_extents, positions=[(2, 0)], max_extents=1)).partitions[0].extents
-    await store.run(release_expired, partition_id=2, sources=[source(found) for found in expired])
+    await store.run(release_expired, broker_epoch=1, partition_id=2, sources=[source(found) for found in expired])
     group = GroupState("g", 1, "{}")
     await store.run(write_group, group=group, previous_generation=0, coordinator_partition_id=3, leader_epoch=1)
     for partition in (6, 5, 2, 1):
@@ -178,7 +178,7 @@ def swapping(sequence: int, *sources: Extent) -> Verb:
 
 
 def releasing(*sources: Extent) -> Verb:
-    return bound(release_expired, partition_id=sources[0].partition_id, sources=[source(e) for e in sources])
+    return bound(release_expired, broker_epoch=1, partition_id=sources[0].partition_id, sources=[source(e) for e in sources])
 
 
 def going_on(generation: int, state: str, previous: int, *, group_id: str = "g") -> Verb:

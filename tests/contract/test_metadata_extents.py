@@ -27,7 +27,7 @@ from tidelog.metadata.extents import (
     swap,
 )
 from tidelog.metadata.leadership import LedPartition, ProducerWindow
-from tidelog.metadata.membership import end_epoch, report_resolved
+from tidelog.metadata.membership import cluster_state, end_epoch, report_resolved
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import delete_topic
 
@@ -127,7 +127,7 @@ async def test_expired_extents_give_way_and_their_answers_stay_until_the_object_
     await metadata_store.run(advance_log_start, partition_id=partition, leader_epoch=led.leader_epoch, to=15)
     expired = await metadata_store.run(expired_extents, partition_id=partition, limit=10)
     assert expired == extents[:1]
-    assert await metadata_store.run(release_expired, partition_id=partition, sources=keyed(*extents)) == 1
+    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*extents)) == 1
     assert await extents_of(metadata_store, partition) == extents[1:]
     found, _ = await metadata_store.run(find_references, segments=[(partition, broker, 1)])
     assert found == extents[:1]
@@ -137,13 +137,13 @@ async def test_expired_extents_give_way_and_their_answers_stay_until_the_object_
 
 async def test_what_was_merged_since_it_was_found_expired_is_not_released(metadata_store: MetadataStore) -> None:
     """The merged extent begins where the expired one began, and holds records above the log start."""
-    _, led, extents = await begin(metadata_store, segments=3)
+    broker, led, extents = await begin(metadata_store, segments=3)
     partition = led.partition_id
     await metadata_store.run(advance_log_start, partition_id=partition, leader_epoch=led.leader_epoch, to=10)
     expired = await metadata_store.run(expired_extents, partition_id=partition, limit=10)
     assert await merge(metadata_store, led, extents, sequence=9)
     merged = await extents_of(metadata_store, partition)
-    assert await metadata_store.run(release_expired, partition_id=partition, sources=keyed(*expired)) == 0
+    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*expired)) == 0
     assert await extents_of(metadata_store, partition) == merged
 
 
@@ -212,6 +212,18 @@ async def test_a_note_renewed_after_it_was_read_is_not_forgotten(metadata_store:
     assert await metadata_store.run(released_segments, grace_ms=0, limit=10) == notes[:1]
 
 
+async def test_a_store_from_before_extents_gave_way_does_not_fit_the_bucket_any_more(metadata_store: MetadataStore) -> None:
+    """I11: an older copy names objects that may be gone by now. So the count of commits rises with swaps and releases, too."""
+    broker, led, extents = await begin(metadata_store, segments=3)
+    begun = (await metadata_store.run(cluster_state)).commit_count
+    assert await merge(metadata_store, led, extents[:2], sequence=9)
+    await metadata_store.run(advance_log_start, partition_id=led.partition_id, leader_epoch=led.leader_epoch, to=30)
+    swapped = (await metadata_store.run(cluster_state)).commit_count
+    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=led.partition_id, sources=keyed(extents[2])) == 1
+    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=led.partition_id, sources=keyed(extents[2])) == 0
+    assert (begun + 1, begun + 2) == (swapped, (await metadata_store.run(cluster_state)).commit_count)
+
+
 async def test_one_broker_cleans_at_a_time(metadata_store: MetadataStore) -> None:
     one = (await join(metadata_store, "b0")).broker_epoch
     two = (await join(metadata_store, "b1")).broker_epoch
@@ -236,7 +248,7 @@ async def test_a_deleted_topic_goes_once_its_extents_are_released(metadata_store
     await metadata_store.run(delete_topic, topic_id=led.topic_id)
     assert not isinstance(await append(metadata_store, led, broker, extent(broker, 3), at=20), Committed)
     assert not await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
-    assert await metadata_store.run(release_expired, partition_id=led.partition_id, sources=keyed(*extents)) == 2
+    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=led.partition_id, sources=keyed(*extents)) == 2
     assert await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
     assert await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
     assert len(await metadata_store.run(released_segments, grace_ms=0, limit=10)) == 2

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import orjson
 
-from tidelog.metadata.extents import Extent, find_extents
+from tidelog.metadata.extents import COUNT_COMMIT, Extent, find_extents
 from tidelog.metadata.leadership import ProducerWindow
 from tidelog.metadata.store import Transaction
 
@@ -213,7 +213,9 @@ def _write(tx: Transaction, broker_epoch: int, accepted: Sequence[PartitionCommi
         for proposal in accepted
         for window in sorted(proposal.producers, key=lambda window: window.producer_id)  # the order of locks
     ]
+    # PostgreSQL runs these from the last to the first: so the count, which this broker's swaps and releases raise too, is locked last.
     statements = [
+        COUNT_COMMIT,
         "INSERT INTO extents (partition_id, base_offset, next_offset, broker_epoch, sequence, position, length, record_count,"
         " max_timestamp_ms, leader_epoch, level, commit_time_ms)"
         " SELECT r.partition_id, r.base_offset, r.base_offset + r.record_count, r.broker_epoch, r.sequence, r.position, r.length,"
@@ -237,13 +239,12 @@ def _write(tx: Transaction, broker_epoch: int, accepted: Sequence[PartitionCommi
         + tx.recordset("producers", "r", partition_id="bigint", producer_id="bigint", producer_epoch="bigint", batches="text")
         + " WHERE TRUE ON CONFLICT (partition_id, producer_id) DO UPDATE SET producer_epoch = excluded.producer_epoch,"
         " batches = excluded.batches, appended_at_ms = excluded.appended_at_ms",
-        "UPDATE commit_counts SET commits = commits + 1 WHERE broker_epoch = :broker_epoch",
         "UPDATE partitions SET next_offset = r.next_offset FROM "
         + tx.recordset("partitions", "r", partition_id="bigint", next_offset="bigint")
         + " WHERE partitions.partition_id = r.partition_id",
     ]
     if not producers:
-        del statements[1]
+        del statements[2]
     tx.execute_all(
         statements,
         now=now_ms,

@@ -66,6 +66,8 @@ class ReleasedSource:
     key: str
 
 
+COUNT_COMMIT = "UPDATE commit_counts SET commits = commits + 1 WHERE broker_epoch = :broker_epoch"
+"""Said in every transaction after which a store without it would not fit the bucket any more (I11)."""
 _COLUMNS = (
     "partition_id, base_offset, next_offset, broker_epoch, sequence, position, length, record_count, level, max_timestamp_ms,"
     " commit_time_ms, leader_epoch"
@@ -252,23 +254,26 @@ def expired_extents(tx: Transaction, *, partition_id: int, limit: int) -> tuple[
     return tuple(Extent(*row) for row in rows)
 
 
-def release_expired(tx: Transaction, *, partition_id: int, sources: Sequence[ReleasedSource]) -> int:
+def release_expired(tx: Transaction, *, broker_epoch: int, partition_id: int, sources: Sequence[ReleasedSource]) -> int:
     """Release extents below the log start; return how many there were. Anyone may: the log start decides.
 
-    Extents that are not there any more, or that reach beyond the log start, stay as they are.
+    Extents that are not there any more, or that reach beyond the log start, stay as they are. `broker_epoch` is the
+    caller's own, whose count of commits this raises: the objects may go now, which an older copy of the store does not
+    know (I11).
     """
-    (partition,) = tx.rows(
+    partitions = tx.rows(
         "SELECT log_start_offset FROM partitions WHERE partition_id = :partition_id" + tx.for_update(), partition_id=partition_id
     )
-    below = [source for source in sources if source.extent.next_offset <= partition.log_start_offset]
-    return _release(tx, partition_id, below)
+    below = [source for source in sources for partition in partitions if source.extent.next_offset <= partition.log_start_offset]
+    return _release(tx, partition_id, below, by=broker_epoch)
 
 
 def swap(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Sequence[ReleasedSource], merged: Extent) -> bool:
     """Put one merged extent in the place of its sources. Returns whether it is in place; a second attempt says so too (I5).
 
     False, and nothing changed, where a source is not as it was read, or the merged segment's writer has ended or
-    resolved its sequence (I7). Raises Fenced where the caller leads no more.
+    resolved its sequence (I7). Raises Fenced where the caller leads no more. Raises the count of commits of the merged
+    segment's writer, who is the leader (I11).
     """
     assert (merged.base_offset, merged.next_offset) == (sources[0].extent.base_offset, sources[-1].extent.next_offset)
     writer = tx.rows(
@@ -293,7 +298,7 @@ def swap(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Sequ
     )
     if {Extent(*row) for row in found} != expected:
         return False
-    _release(tx, partition_id, sources)
+    _release(tx, partition_id, sources, by=merged.broker_epoch)
     values = ", ".join(f":{column.strip()}" for column in _COLUMNS.split(","))
     tx.execute(
         f"INSERT INTO extents ({_COLUMNS}) VALUES ({values})",
@@ -318,7 +323,7 @@ def _present(tx: Transaction, extent: Extent) -> bool:
     return any(old.position == extent.position for old in find_extents(tx, segments=[segment]))
 
 
-def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSource]) -> int:
+def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSource], *, by: int) -> int:
     """Move extents of one locked partition out of sight and note their segments; return how many were moved.
 
     A source is moved only where it is the very extent that is there: a merged one may begin at the same offset.
@@ -337,6 +342,8 @@ def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSourc
         sources=sorted(keys),
     )
     moved = [keys[row.base_offset, row.next_offset, row.broker_epoch, row.sequence, row.position] for row in gone]
+    if not moved:
+        return 0
     columns: dict[str, ColumnType] = {column.strip(): "bigint" for column in _COLUMNS.split(",")}
     tx.execute(
         f"INSERT INTO released_extents ({_COLUMNS}) SELECT {', '.join('r.' + column for column in columns)} FROM "
@@ -354,4 +361,5 @@ def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSourc
         segments=segments,
         now=tx.now_ms(),
     )
+    tx.execute(COUNT_COMMIT, broker_epoch=by)
     return len(moved)

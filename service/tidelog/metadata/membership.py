@@ -19,6 +19,7 @@ class ClusterState:
     membership_version: int
     next_broker_epoch: int
     commit_count: int
+    """Of commits, swaps and releases: what the bucket may know of (I11)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ narrow. A broker epoch is never given twice, so (broker epoch, sequence) names a
 
 Locks are taken in this order, and within a table ascending by primary key, by every transaction:
 
-    cluster → brokers → writers → topics → partitions → groups → commit_counts → extents → released_extents → released_segments
-    → producers → group_offsets → changes → cleaner
+    cluster → brokers → writers → topics → partitions → groups → extents → released_extents → released_segments → producers
+    → group_offsets → commit_counts → changes → cleaner
 
 Times are Unix milliseconds of the metadata store's own clock.
 """
@@ -87,7 +87,7 @@ writers = Table(  # apart from the lease, because commits share-lock these rows 
     _flag("ended"),
 )
 
-commit_counts = Table(  # one row per leader, so that counting does not make leaders wait for each other (I11)
+commit_counts = Table(  # commits, swaps and releases: one row per broker, so that counting does not make brokers wait for each other (I11)
     "commit_counts",
     tables_metadata,
     _bigint("broker_epoch", primary_key=True),
