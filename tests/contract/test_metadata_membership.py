@@ -109,6 +109,15 @@ async def test_draining_is_a_change_of_membership_and_only_once(metadata_store: 
         await metadata_store.run(set_draining, broker_id="nobody", draining=True)
 
 
+async def test_a_broker_whose_id_is_another_process_s_by_now_does_not_drain_that_one(metadata_store: MetadataStore) -> None:
+    former = (await join(metadata_store, "b0")).broker_epoch
+    await metadata_store.run(expire_now, "b0")
+    await join(metadata_store, "b0", incarnation="another")
+    with pytest.raises(Fenced, match="not a member"):
+        await metadata_store.run(set_draining, broker_id="b0", broker_epoch=former, draining=True)
+    assert not (await metadata_store.run(membership)).brokers[0].draining
+
+
 async def test_producer_ids_are_never_given_twice(metadata_store: MetadataStore) -> None:
     await join(metadata_store, "b0")
     first = await metadata_store.run(allocate_producer_ids, count=100)

@@ -161,7 +161,9 @@ class Broker:
 
     async def _drain(self, life: Life) -> None:
         with suppress(Fenced):
-            await self._store.run(members.set_draining, broker_id=self._broker_id, draining=True)
+            await self._store.run(
+                members.set_draining, broker_id=self._broker_id, broker_epoch=life.identity.broker_epoch, draining=True
+            )
         life.look_again()
         if len(self.catalog.membership.brokers) > 1:
             await asyncio.sleep(self._settings.drain_propagation_ms / 1000)

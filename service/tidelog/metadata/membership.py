@@ -203,11 +203,14 @@ def end_every_epoch(tx: Transaction) -> tuple[int, ...]:
     return tuple(epochs)
 
 
-def set_draining(tx: Transaction, *, broker_id: str, draining: bool) -> int:
-    """Mark a broker as draining, or not; return the membership version. Raises Fenced where it is no member."""
+def set_draining(tx: Transaction, *, broker_id: str, draining: bool, broker_epoch: int | None = None) -> int:
+    """Mark a broker as draining, or not; return the membership version. Raises Fenced where it is no member.
+
+    A broker that marks itself names its epoch: the id may be another process's by now.
+    """
     (cluster,) = tx.rows("SELECT membership_version FROM cluster" + tx.for_update())
-    rows = tx.rows("SELECT draining FROM brokers WHERE broker_id = :broker_id" + tx.for_update(), broker_id=broker_id)
-    if not rows:
+    rows = tx.rows("SELECT broker_epoch, draining FROM brokers WHERE broker_id = :broker_id" + tx.for_update(), broker_id=broker_id)
+    if not rows or broker_epoch not in (None, rows[0].broker_epoch):
         raise Fenced(f"broker {broker_id!r} was asked to drain, but it is not a member of the cluster; list members to see who is")
     version: int = cluster.membership_version
     if bool(rows[0].draining) != draining:
