@@ -332,12 +332,19 @@ class Ledger:
             self._work.set()
 
     def forget_writers(self, living: frozenset[int]) -> None:
-        """Forget what was answered to intakes of epochs that have ended; SQL refuses whatever may still come of them."""
+        """Forget what was answered to intakes of epochs that have ended; SQL refuses whatever may still come of them.
+
+        Epochs are given in ascending order: one above all of `living` may have begun after these were read. Forgotten too
+        early, its references would be taken a second time while the first are pending.
+        """
+        newest = max(living, default=0)
         for broker_epoch in self._answers_kept.keys() - living:
-            del self._answers_kept[broker_epoch]
+            if broker_epoch < newest:
+                del self._answers_kept[broker_epoch]
         for led in self._led.values():
             for broker_epoch in led.writers.keys() - living:
-                del led.writers[broker_epoch]
+                if broker_epoch < newest:
+                    del led.writers[broker_epoch]
 
     def _in_turn(self, reference: Reference) -> bool:
         led = self._led.get(reference.partition_id)

@@ -1,0 +1,132 @@
+"""The leader's commit queue by itself: references go in by hand, SQL is a real SQLite in memory."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from tidelog.broker.ledger import Ledger, LedgerSession
+from tidelog.broker.references import Accepted, Answer, AppendReference, CommittedExtents, Reference
+from tidelog.clock import SystemClock
+from tidelog.config import Settings
+from tidelog.executors import InlineExecutor
+from tidelog.metadata.extents import Extent, read_extents
+from tidelog.metadata.leadership import take_over
+from tidelog.metadata.membership import initialise, register
+from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
+from tidelog.metadata.store import MetadataStore
+from tidelog.metadata.topics import TopicConfig, create_topic
+from tidelog.metrics import Metrics
+
+T = TypeVar("T")
+TOPIC_ID = "0102030405060708090a0b0c0d0e0f10"
+PARTITIONS = 3
+LEADER, WRITER = 1, 2
+"""Broker epochs: the writer registered after the leader."""
+
+
+def reference(sequence: int, *, number: int, leader_epoch: int = 1, partition_id: int = 1, appends: int = 1, **more: Any) -> Reference:
+    """A reference to `appends` appends of one record, 100 bytes each, back to back."""
+    return Reference(
+        **{
+            "partition_id": partition_id,
+            "broker_epoch": WRITER,
+            "sequence": sequence,
+            "leader_epoch": leader_epoch,
+            "number": number,
+            "lowest_wanted": 0,
+            "tried_epoch": 0,
+            "resolved_sequence": 0,
+            "appends": tuple(AppendReference(8 + 100 * index, 100, 1, 0) for index in range(appends)),
+        }
+        | more
+    )
+
+
+class Answers:
+    """The intake's end of a link."""
+
+    def __init__(self) -> None:
+        self.got: list[Answer] = []
+        self.breaks = 0
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        self.got += answers
+
+    def broken(self) -> None:
+        self.breaks += 1
+
+
+@dataclass
+class Scene:
+    store: MetadataStore
+    ledger: Ledger
+    published: list[CommittedExtents] = field(default_factory=list)
+    commits: list[int] = field(default_factory=list)
+    """Partitions in each commit."""
+
+    def session(self) -> tuple[LedgerSession, Answers]:
+        answers = Answers()
+        return self.ledger.session(WRITER, answers), answers
+
+    async def work(self, done: Callable[[], bool]) -> None:
+        """Let the ledger commit until `done`."""
+        running = asyncio.ensure_future(self.ledger.run())
+        try:
+            async with asyncio.timeout(10):
+                while not done():
+                    if running.done():
+                        running.result()
+                    await asyncio.sleep(0)
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+    async def extents(self, partition_id: int = 1) -> list[Extent]:
+        found = await self.store.run(read_extents, positions=[(partition_id, 0)], max_extents=1000)
+        return list(found.partitions[0].extents)
+
+
+@asynccontextmanager
+async def scene(**settings: Any) -> AsyncIterator[Scene]:
+    store = await open_sqlite(IN_MEMORY, clock=SystemClock(), executor=InlineExecutor())
+    await store.run(initialise, cluster_id="c" * 32, format_version=1)
+    for name in ("leader", "writer"):
+        joined = await store.run(register, broker_id=name, incarnation=name, zone="", address="a:1", peer_address="a:1", ttl_ms=1_000_000)
+    await store.run(create_topic, topic_id=TOPIC_ID, name="t", partitions=PARTITIONS, config=TopicConfig())
+    published: list[CommittedExtents] = []
+    ledger = Ledger(
+        store=store,
+        broker_epoch=LEADER,
+        settings=Settings.model_validate(settings),
+        chance=random.Random(1),
+        lease_stands=lambda: True,
+        publish=published.append,
+        changed=lambda: None,
+        clock=SystemClock(),
+        metrics=Metrics(),
+    )
+    taken = await store.run(
+        take_over, broker_epoch=LEADER, membership_version=joined.membership_version, partition_ids=range(1, PARTITIONS + 1)
+    )
+    for led in taken:
+        ledger.lead(led)
+    try:
+        yield Scene(store, ledger, published)
+    finally:
+        await store.close()
+
+
+async def test_a_membership_read_before_a_writer_began_does_not_make_its_references_count_twice() -> None:
+    async with scene() as at:
+        before, _ = at.session()
+        before.offer([reference(1, number=0)])
+        at.ledger.forget_writers(frozenset({LEADER}))  # of a poll that began before the writer registered
+        after, answers = at.session()  # the link broke: the intake sends again what was not answered
+        after.offer([reference(1, number=0)])
+        await at.work(lambda: bool(answers.got))
+        assert [answer.outcomes for answer in answers.got] == [(Accepted(0, 1, 1),)]
+        assert [(extent.base_offset, extent.next_offset) for extent in await at.extents()] == [(0, 1)]
