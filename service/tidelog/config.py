@@ -99,6 +99,7 @@ class Settings(BaseModel):
     max_open_sequences: int = _count(256, description="Segments whose appends are not all answered; beyond it nothing is sealed.")
     max_pending_references: int = _count(100_000, description="References that wait for a commit at one leader.")
     commit_max_partitions: int = _count(2000, description="Partitions committed in one transaction.")
+    commit_max_extents: int = _count(20_000, description="With so many extents no more partitions are added to a transaction.")
     producer_expiry_ms: int = _milliseconds(7 * 24 * 3600 * 1000, description="A producer's state is forgotten when unused this long.")
     max_producers_per_partition: int = _count(10_000, description="Idempotent producers that a partition remembers.")
     peer_timeout_ms: int = _milliseconds(10_000, ge=100, description="A link to another broker without an answer is made anew after this.")

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import pytest
 from tidelog.broker.ledger import Ledger, LedgerSession
-from tidelog.broker.references import Accepted, Answer, AppendReference, CommittedExtents, Reference
+from tidelog.broker.references import Accepted, Answer, AppendReference, Reference
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
+from tidelog.errors import TimeTravel
 from tidelog.executors import InlineExecutor
 from tidelog.metadata.extents import Extent, read_extents
 from tidelog.metadata.leadership import take_over
@@ -64,9 +65,9 @@ class Answers:
 class Scene:
     store: MetadataStore
     ledger: Ledger
-    published: list[CommittedExtents] = field(default_factory=list)
-    commits: list[int] = field(default_factory=list)
-    """Partitions in each commit."""
+    metrics: Metrics
+    membership_version: int
+    handed_to: list[int] = field(default_factory=list)
 
     def session(self) -> tuple[LedgerSession, Answers]:
         answers = Answers()
@@ -85,6 +86,10 @@ class Scene:
             running.cancel()
             await asyncio.wait([running])
 
+    def commits(self) -> float:
+        """How many transactions have committed."""
+        return self.metrics.registry.get_sample_value("tidelog_commit_seconds_count") or 0
+
     async def extents(self, partition_id: int = 1) -> list[Extent]:
         found = await self.store.run(read_extents, positions=[(partition_id, 0)], max_extents=1000)
         return list(found.partitions[0].extents)
@@ -97,17 +102,19 @@ async def scene(**settings: Any) -> AsyncIterator[Scene]:
     for name in ("leader", "writer"):
         joined = await store.run(register, broker_id=name, incarnation=name, zone="", address="a:1", peer_address="a:1", ttl_ms=1_000_000)
     await store.run(create_topic, topic_id=TOPIC_ID, name="t", partitions=PARTITIONS, config=TopicConfig())
-    published: list[CommittedExtents] = []
+    handed_to: list[int] = []
+    metrics = Metrics()
     ledger = Ledger(
         store=store,
         broker_epoch=LEADER,
         settings=Settings.model_validate(settings),
         chance=random.Random(1),
         lease_stands=lambda: True,
-        publish=published.append,
+        publish=lambda news: None,
         changed=lambda: None,
+        handed_over=handed_to.append,
         clock=SystemClock(),
-        metrics=Metrics(),
+        metrics=metrics,
     )
     taken = await store.run(
         take_over, broker_epoch=LEADER, membership_version=joined.membership_version, partition_ids=range(1, PARTITIONS + 1)
@@ -115,7 +122,7 @@ async def scene(**settings: Any) -> AsyncIterator[Scene]:
     for led in taken:
         ledger.lead(led)
     try:
-        yield Scene(store, ledger, published)
+        yield Scene(store, ledger, metrics, joined.membership_version, handed_to)
     finally:
         await store.close()
 
@@ -130,3 +137,42 @@ async def test_a_membership_read_before_a_writer_began_does_not_make_its_referen
         await at.work(lambda: bool(answers.got))
         assert [answer.outcomes for answer in answers.got] == [(Accepted(0, 1, 1),)]
         assert [(extent.base_offset, extent.next_offset) for extent in await at.extents()] == [(0, 1)]
+
+
+async def test_what_gathered_in_an_outage_is_committed_in_transactions_of_bounded_size() -> None:
+    async with scene(commit_max_extents=2) as at:
+        session, answers = at.session()
+        for number, sequence in enumerate((1, 2, 3)):
+            session.offer([reference(sequence, number=number, partition_id=partition_id) for partition_id in (1, 2, 3)])
+        await at.work(lambda: len(answers.got) == 9)
+        assert all(answer.outcomes for answer in answers.got)
+        assert at.commits() == 3
+        assert [len(await at.extents(partition_id)) for partition_id in (1, 2, 3)] == [3, 3, 3]
+
+
+async def test_everybody_who_was_handed_something_is_told_so_each_time() -> None:
+    async with scene() as at:
+        at.ledger.hand_over([1], to_broker_epoch=WRITER, membership_version=at.membership_version)
+        await at.work(lambda: not at.ledger.leads(1))
+        at.ledger.hand_over([2], to_broker_epoch=WRITER, membership_version=at.membership_version)
+        await at.work(lambda: not at.ledger.leads(2))
+        assert at.handed_to == [WRITER, WRITER]
+        assert at.ledger.leads(3)
+
+
+@pytest.mark.parametrize("lost", ["SET next_offset = 0", "SET leader_epoch = 0"])
+async def test_a_store_that_went_back_is_noticed_before_an_offset_is_given_twice(lost: str) -> None:
+    """I11: a standby that lost the last commits was promoted under a living leader."""
+    async with scene() as at:
+        session, answers = at.session()
+        session.offer([reference(1, number=0)])
+        await at.work(lambda: len(answers.got) == 1)
+        rows = "DELETE FROM extents" if "offset" in lost else "SELECT 1"
+        await at.store.run(lambda tx: (tx.execute(f"UPDATE partitions {lost}, fencing_token = NULL"), tx.execute(rows)))
+        session.offer([reference(2, number=1)])
+        if "epoch" in lost:  # 0 is of a partition that was dropped with its topic, not of one that went back
+            await at.work(lambda: not at.ledger.leads(1))
+        else:
+            with pytest.raises(TimeTravel, match="ended at offset 1 in leader epoch 1, but the metadata store says 0 in 1"):
+                await at.work(lambda: len(answers.got) == 2)
+        assert answers.got[1:] == [] or answers.got[1].outcomes is None

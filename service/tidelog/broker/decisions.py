@@ -94,7 +94,7 @@ class PartitionState:
                     f"{who} appended from sequence {sequence.first}, but the partition remembers nothing of it: its state has expired,"
                     " or its first append never arrived; get a new producer id",
                 )
-            if len(self._committed) + len(self._pending) >= self._max_producers:
+            if self._full():
                 return _refused(
                     Throttled,
                     f"{who} is new, but the partition remembers {self._max_producers} producers already (max_producers_per_partition);"
@@ -114,6 +114,11 @@ class PartitionState:
                 f" is older than the last {WINDOW_BATCHES} that are remembered",
             )
         return None
+
+    def _full(self) -> bool:
+        """Say whether no more producers can be remembered. Counts those that are in both only where it matters: it takes long."""
+        most = self._max_producers
+        return len(self._committed) + len(self._pending) >= most and len(self._committed.keys() | self._pending.keys()) >= most
 
     def _check_conditions(self, append: AppendReference) -> RefusedAppend | None:
         if append.expected_next_offset is not None and append.expected_next_offset != self.pending_next:

@@ -41,7 +41,6 @@ class Leadership:
         self._metrics = metrics
         self._desired: dict[int, str | None] = {}
         self._desired_for: tuple[str, ...] = ()
-        self._to_nudge: set[int] = set()
 
     async def reconcile(self) -> None:
         """Step down from what is led elsewhere, take over what nobody leads, hand over what another should lead."""
@@ -78,15 +77,12 @@ class Leadership:
         await self._take_over(orphans, membership.version)
         for to_broker_epoch, partition_ids in elsewhere.items():
             self._ledger.hand_over(partition_ids, to_broker_epoch=to_broker_epoch, membership_version=membership.version)
-            self._to_nudge.add(to_broker_epoch)
 
-    def handed_over(self) -> None:
-        """Tell those to whom something was handed over that they should look."""
-        for broker_epoch in self._to_nudge:
-            broker = self._catalog.broker(broker_epoch)
-            if broker is not None:
-                self._peers.nudge(broker)
-        self._to_nudge.clear()
+    def handed_over(self, to_broker_epoch: int) -> None:
+        """Tell a broker to whom something was handed over that it should look."""
+        broker = self._catalog.broker(to_broker_epoch)
+        if broker is not None:
+            self._peers.nudge(broker)
 
     def _own_id(self) -> str:
         own = self._catalog.broker(self._broker_epoch)

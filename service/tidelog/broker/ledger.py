@@ -24,7 +24,7 @@ from tidelog.broker.references import (
 )
 from tidelog.clock import Clock
 from tidelog.config import Settings
-from tidelog.errors import Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
+from tidelog.errors import Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable, TimeTravel
 from tidelog.metadata.cleaning import expire_producers
 from tidelog.metadata.commits import Committed, NewExtent, NotLeader, Outcome, PartitionCommit, Refused, commit
 from tidelog.metadata.extents import Extent, find_references
@@ -186,6 +186,7 @@ class Ledger:
         lease_stands: Callable[[], bool],
         publish: Callable[[CommittedExtents], None],
         changed: Callable[[], None],
+        handed_over: Callable[[int], None],
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -197,6 +198,8 @@ class Ledger:
         self._publish = publish
         self._changed = changed
         """Told when partitions were stepped down from or handed over: leadership is to be looked at."""
+        self._handed_over = handed_over
+        """Told to which broker epoch partitions were handed: it should look, too."""
         self._clock = clock
         self._metrics = metrics
         self._led: dict[int, _Led] = {}
@@ -433,10 +436,17 @@ class Ledger:
                 led.state.forget_producer(producer_id)
 
     def _gather(self) -> list[_Proposal]:
+        """Return what the next transaction takes; beyond its limits the other partitions wait for the one after it.
+
+        What has gathered in an outage must fit into the time that a statement is given, or it would never be committed.
+        """
         proposals: list[_Proposal] = []
-        while self._dirty and len(proposals) < self._settings.commit_max_partitions:
+        extents = 0
+        while self._dirty and len(proposals) < self._settings.commit_max_partitions and extents < self._settings.commit_max_extents:
             partition_id = next(iter(self._dirty))
-            proposals.append(self._propose(self._dirty.pop(partition_id)))
+            proposal = self._propose(self._dirty.pop(partition_id))
+            proposals.append(proposal)
+            extents += len(proposal.commit.extents)
         return proposals
 
     def _propose(self, led: _Led) -> _Proposal:
@@ -506,6 +516,7 @@ class Ledger:
         if isinstance(outcome, Committed):
             self._accept(proposal, outcome)
         elif isinstance(outcome, NotLeader):  # I1: step down, reload, come back with a new epoch
+            _check_forward(proposal, outcome)
             self._metrics.fenced.inc()
             self.step_down(led.partition_id)
             self._changed()
@@ -590,9 +601,11 @@ class Ledger:
                     self._closing.pop(led.partition_id, None)
             except _NOT_NOW:
                 self._give_up(leds)  # it may have happened: come back under a new epoch
+                self._handed_over(to_broker_epoch)
             else:
                 self._metrics.transfers.inc(len(leds))
                 self._give_up(leds)
+                self._handed_over(to_broker_epoch)
             self._changed()
 
     def _give_up(self, leds: Iterable[_Led]) -> None:
@@ -614,6 +627,17 @@ def committed_offsets(reference: Reference, found: Sequence[Extent]) -> dict[int
                 offsets[append.position] = offset
                 offset += append.record_count
     return offsets
+
+
+def _check_forward(proposal: _Proposal, found: NotLeader) -> None:
+    """Raise TimeTravel where a partition went back behind what was committed before (I6, I11). Epoch 0 is of one that is gone."""
+    was = (proposal.commit.leader_epoch, proposal.commit.next_offset)
+    if 0 < found.leader_epoch and (found.leader_epoch, found.next_offset) < was:
+        raise TimeTravel(
+            f"partition {proposal.commit.partition_id} ended at offset {was[1]} in leader epoch {was[0]}, but the metadata store says"
+            f" {found.next_offset} in {found.leader_epoch} now: it was replaced by an older copy. This broker ends, lest offsets are"
+            " given twice; bring back the newer database, or rebuild it from the bucket"
+        )
 
 
 def _never_seen(reference: Reference) -> Unknown:

@@ -49,7 +49,8 @@ class Life:
             chance=chance,
             lease_stands=lease.stands,
             publish=publish,
-            changed=self._ledger_changed,
+            changed=self.look_again,
+            handed_over=lambda to_broker_epoch: self.leadership.handed_over(to_broker_epoch),
             metrics=metrics,
             clock=clock,
         )
@@ -104,10 +105,6 @@ class Life:
     def leadership_changed(self) -> None:
         """Send what waits to the leaders that the catalog knows now."""
         self.outbox.leadership_changed()
-
-    def _ledger_changed(self) -> None:
-        self.leadership.handed_over()
-        self.look_again()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
