@@ -15,7 +15,7 @@ from tidelog.broker.intake import Budget
 from tidelog.broker.ledger import LedgerSession
 from tidelog.broker.life import Life
 from tidelog.broker.lookups import Lookups
-from tidelog.broker.marker import FORMAT_VERSION, renew
+from tidelog.broker.marker import FORMAT_VERSION, check_epochs, renew
 from tidelog.broker.membership import begin
 from tidelog.broker.reader import PartitionCursor, Reader
 from tidelog.broker.references import AnswerReceiver, CommittedExtents, Peers
@@ -30,7 +30,6 @@ from tidelog.errors import (
     MetadataUnavailable,
     NotReady,
     OffsetOutOfRange,
-    StoreUnavailable,
     TimeTravel,
     TopicExists,
     UnknownTopic,
@@ -97,7 +96,8 @@ class Broker:
         """Find out which cluster this is, and that bucket and metadata store belong together (I11). Raises TimeTravel."""
         state = await self._store.run(members.initialise, cluster_id=new_uuid(self._chance), format_version=FORMAT_VERSION)
         self._cluster_id = state.cluster_id
-        await renew(self._bucket, state)
+        await check_epochs(self._bucket, self._cluster_state)
+        await renew(self._bucket, self._cluster_state)
 
     async def run(self, *, address: str, peer_address: str) -> None:
         """Register, serve, and come back under a new epoch whenever one has ended, until drained or cancelled.
@@ -108,6 +108,7 @@ class Broker:
             await self._live(address, peer_address)
 
     async def _live(self, address: str, peer_address: str) -> None:
+        earlier = 0
         while not self._draining:
             identity, lease = await begin(
                 store=self._store,
@@ -120,7 +121,12 @@ class Broker:
                 chance=self._chance,
                 membership_changed=self._membership_changed,
             )
-            await self._check_epoch(identity.broker_epoch)
+            if identity.broker_epoch <= earlier:
+                raise TimeTravel(
+                    f"broker {self._broker_id!r} had epoch {earlier} and was given {identity.broker_epoch}: the metadata store was replaced"
+                    " by an older copy. This broker ends; bring back the newer database, or rebuild it from the bucket"
+                )
+            earlier = identity.broker_epoch
             life = self.life = Life(
                 identity=identity,
                 lease=lease,
@@ -172,25 +178,8 @@ class Broker:
         if any(not broker.draining for broker in self.catalog.membership.brokers if broker.broker_id != self._broker_id):
             await life.ledger.leads_nothing.wait()
 
-    async def _check_epoch(self, broker_epoch: int) -> None:
-        """Look into the bucket before anything is written under a new epoch, and wait for the bucket where it is away."""
-        while True:
-            try:
-                await self._check_epoch_is_new(broker_epoch)
-            except StoreUnavailable as error:
-                self._why_not_ready = f"it waits for its bucket: {error}"
-                await asyncio.sleep(self._chance.uniform(0.1, 0.5))
-            else:
-                return
-
-    async def _check_epoch_is_new(self, broker_epoch: int) -> None:
-        """Raise TimeTravel where the bucket holds segments of an epoch that SQL is only giving out now (I11)."""
-        folder = f"intake/{self._broker_id}/"
-        async for found in self._bucket.list(folder, start_after=f"{folder}{broker_epoch:010}/"):
-            raise TimeTravel(
-                f"broker {self._broker_id!r} was given epoch {broker_epoch}, but the bucket holds {found.key!r} already: this metadata"
-                " store was restored from an older copy, or is another bucket's. Nothing was written; bring back the newer database"
-            )
+    async def _cluster_state(self) -> members.ClusterState:
+        return await self._store.run(members.cluster_state)
 
     def _catalog_changed(self) -> None:
         if self.life is not None:

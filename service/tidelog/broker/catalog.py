@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tidelog.errors import UnknownPartition, UnknownTopic
+from tidelog.errors import TimeTravel, UnknownPartition, UnknownTopic
 from tidelog.metadata.leadership import Leadership
 from tidelog.metadata.membership import Broker, Membership
 from tidelog.metadata.store import MetadataStore
@@ -107,7 +107,10 @@ class Catalog:
         self._listeners.append(listener)
 
     async def refresh(self) -> None:
-        """Bring this up to what the metadata store says now; callers at the same time share a poll that begins after they asked."""
+        """Bring this up to what the metadata store says now; callers at the same time share a poll that begins after they asked.
+
+        Raises TimeTravel where the metadata store has gone back behind what it said before (I11).
+        """
         if self._refreshing is not None and not self._refreshing.done():
             await asyncio.wait([self._refreshing])  # it may have read before what the caller is after
         if self._refreshing is None or self._refreshing.done():
@@ -124,6 +127,11 @@ class Catalog:
 
     async def _refresh(self) -> None:
         changes = await self._store.run(catalog_changes, since=self._version, membership_since=self._membership.version)
+        if changes.version < self._version:
+            raise TimeTravel(
+                f"the metadata store counts {changes.version} changes of topics and leaders, but had counted {self._version} before: it was"
+                " replaced by an older copy. This broker ends; bring back the newer database, or rebuild it from the bucket"
+            )
         if self._apply(changes):
             self._tell()
 

@@ -632,7 +632,7 @@ def committed_offsets(reference: Reference, found: Sequence[Extent]) -> dict[int
 def _check_forward(proposal: _Proposal, found: NotLeader) -> None:
     """Raise TimeTravel where a partition went back behind what was committed before (I6, I11). Epoch 0 is of one that is gone."""
     was = (proposal.commit.leader_epoch, proposal.commit.next_offset)
-    if 0 < found.leader_epoch and (found.leader_epoch, found.next_offset) < was:
+    if found.leader_epoch > 0 and (found.leader_epoch, found.next_offset) < was:
         raise TimeTravel(
             f"partition {proposal.commit.partition_id} ended at offset {was[1]} in leader epoch {was[0]}, but the metadata store says"
             f" {found.next_offset} in {found.leader_epoch} now: it was replaced by an older copy. This broker ends, lest offsets are"

@@ -1,20 +1,25 @@
-"""The marker in the bucket: cluster id and commit count, by which an older or foreign metadata store is noticed (I11).
+"""What the bucket knows of its metadata store, by which an older or foreign one is noticed (I11).
 
-Checked before anything leads, appends or cleans; renewed before every cleaning round. Each marker is an object of its
-own (I3); the highest count is the one that counts.
+The marker is cluster id and commit count. Checked before anything leads, appends or cleans; renewed before every cleaning
+round. Each marker is an object of its own (I3); the highest count is the one that counts. The names of segments tell of
+epochs.
 """
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 
-from tidelog.errors import ObjectExists, TimeTravel
+from tidelog.errors import ObjectExists, ObjectNotFound, TimeTravel
 from tidelog.metadata.membership import ClusterState
 from tidelog.objects.store import ObjectStore
+from tidelog.segments.keys import IntakeKey, parse_key
 
 FORMAT_VERSION = 1
 _PREFIX = "cluster/"
 _KEPT = 3
 """Older markers are deleted when a new one is written, but for these."""
+_LOOKS = 5
+"""How often a marker may be deleted under whoever reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +31,24 @@ class Marker:
     format_version: int
 
 
+Ask = Callable[[], Awaitable[ClusterState]]
+"""Asks the metadata store for the cluster's state as it is at the call."""
+
+
 async def newest_marker(bucket: ObjectStore) -> Marker | None:
     """Return the marker with the highest count; None in a bucket that no cluster has used."""
-    newest = None
-    async for found in bucket.list(_PREFIX):
-        newest = found
-    if newest is None:
-        return None
-    content = await bucket.get_range(newest.key, 0, newest.size)
-    try:
-        fields = json.loads(content)
-        return Marker(str(fields["cluster_id"]), int(fields["commit_count"]), int(fields["format_version"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise TimeTravel(
-            f"the bucket's marker {newest.key!r} was to name the cluster that owns the bucket, but it cannot be read ({error!r});"
-            " is this prefix used by something else?"
-        ) from error
+    for look in range(_LOOKS):
+        newest = None
+        async for found in bucket.list(_PREFIX):
+            newest = found
+        if newest is None:
+            return None
+        try:
+            return _read(newest.key, await bucket.get_range(newest.key, 0, newest.size))
+        except ObjectNotFound:  # deleted meanwhile, because newer ones have come
+            if look == _LOOKS - 1:
+                raise
+    return None
 
 
 def verify(marker: Marker | None, cluster: ClusterState) -> None:
@@ -65,16 +72,60 @@ def verify(marker: Marker | None, cluster: ClusterState) -> None:
         )
 
 
-async def renew(bucket: ObjectStore, cluster: ClusterState) -> Marker:
-    """Verify, then put down how far the metadata store has come. `cluster` must have been read after all that it is to cover."""
-    verify(await newest_marker(bucket), cluster)
+async def renew(bucket: ObjectStore, ask: Ask) -> Marker:
+    """Verify, then put down how far the metadata store has come. Raises TimeTravel.
+
+    The store is asked after the bucket was looked at: else the marker of another broker, which asked a moment later, would
+    seem to be ahead of it.
+    """
+    newest = await newest_marker(bucket)
+    cluster = await ask()
+    verify(newest, cluster)
     marker = Marker(cluster.cluster_id, cluster.commit_count, FORMAT_VERSION)
     key = f"{_PREFIX}{marker.commit_count:020}.json"
     try:
         await bucket.put_new(key, [json.dumps(asdict(marker), sort_keys=True, separators=(",", ":")).encode()])
     except ObjectExists:  # somebody else's: another cluster that began on this bucket at the same moment
-        verify(await newest_marker(bucket), cluster)
+        verify(await newest_marker(bucket), await ask())
         raise
     older = [found.key async for found in bucket.list(_PREFIX) if found.key < key]
     await bucket.delete_many(older[: -_KEPT + 1])
     return marker
+
+
+async def check_epochs(bucket: ObjectStore, ask: Ask) -> None:
+    """Raise TimeTravel where the bucket holds an intake segment of an epoch that the metadata store has not given out.
+
+    Costs two or three requests for each broker id that has segments. Epochs that are given out meanwhile are none of these:
+    the store is asked again before anything is said.
+    """
+    given_below = (await ask()).next_broker_epoch
+    after = ""
+    while (first := await _first(bucket, "intake/", after)) is not None:
+        folder = first[: first.index("/", len("intake/")) + 1]
+        found = await _first(bucket, folder, f"{folder}{given_below:010}")
+        key = None if found is None else parse_key(found)
+        if isinstance(key, IntakeKey) and key.broker_epoch >= (await ask()).next_broker_epoch:
+            raise TimeTravel(
+                f"this metadata store has given out broker epochs below {given_below}, but the bucket holds {found!r}: it was restored"
+                " from an older copy, or is another bucket's. Nothing was written; bring back the newer database, or rebuild it"
+                " from the bucket"
+            )
+        after = f"{folder}~"  # sorts after all keys of the folder
+
+
+async def _first(bucket: ObjectStore, prefix: str, start_after: str) -> str | None:
+    async for found in bucket.list(prefix, start_after=start_after):
+        return found.key
+    return None
+
+
+def _read(key: str, content: bytes) -> Marker:
+    try:
+        fields = json.loads(content)
+        return Marker(str(fields["cluster_id"]), int(fields["commit_count"]), int(fields["format_version"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise TimeTravel(
+            f"the bucket's marker {key!r} was to name the cluster that owns the bucket, but it cannot be read ({error!r});"
+            " is this prefix used by something else?"
+        ) from error
