@@ -16,7 +16,7 @@ from tidelog.broker.references import (
     ReferenceLink,
 )
 from tidelog.broker.requests import Appended, AppendRequest
-from tidelog.clock import SystemClock
+from tidelog.clock import Clock, SystemClock
 from tidelog.config import Settings
 from tidelog.errors import TidelogError
 from tidelog.executors import InlineExecutor
@@ -143,6 +143,7 @@ class NetworkPeers:
 class Cluster:
     store: MetadataStore
     bucket: ObjectStore
+    clock: Clock = field(default_factory=SystemClock)
     network: Network = field(default_factory=Network)
     tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     seed: int = 1
@@ -153,7 +154,7 @@ class Cluster:
             bucket=self.bucket,
             peers=self.network.port(name),
             settings=settings,
-            clock=SystemClock(),
+            clock=self.clock,
             chance=random.Random(f"{self.seed}/{name}/{len(self.tasks)}"),
             executor=InlineExecutor(),
             metrics=Metrics(),
@@ -188,11 +189,12 @@ async def until(condition: Callable[[], bool], *, task: "asyncio.Task[None] | No
 
 
 @asynccontextmanager
-async def open_cluster() -> AsyncIterator[Cluster]:
+async def open_cluster(clock: Clock | None = None) -> AsyncIterator[Cluster]:
+    clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
-        store = await open_sqlite(IN_MEMORY, clock=SystemClock(), executor=InlineExecutor())
+        store = await open_sqlite(IN_MEMORY, clock=clock, executor=InlineExecutor())
         stack.push_async_callback(store.close)
-        cluster = Cluster(SharedStore(store), MemoryStore(clock=SystemClock()))
+        cluster = Cluster(SharedStore(store), MemoryStore(clock=clock), clock)
         stack.push_async_callback(cluster.close)
         yield cluster
 

@@ -38,7 +38,7 @@ class VirtualClock:
         return asyncio.get_running_loop().time()
 
     def wall_ms(self) -> int:
-        return 0
+        return int(self.monotonic() * 1000)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -85,6 +85,19 @@ async def test_after_an_outage_nobody_is_ended_by_someone_whose_own_lease_had_ex
     assert await metadata_store.run(end_expired_epochs, broker_id="b0", broker_epoch=one, ttl_ms=TTL_MS) == ()
 
 
+@pytest.mark.parametrize(("left", "ends"), [(0.6, True), (0.4, False)])
+async def test_a_lease_that_was_renewed_late_counts_as_broken(metadata_store: MetadataStore, left: float, ends: bool) -> None:
+    """An outage that was long enough for one lease, but not for all, ends nobody's epoch either."""
+    one, other = [(await join(metadata_store, name)).broker_epoch for name in ("b0", "b1")]
+    await metadata_store.run(unbroken_for_long, "b0")
+    await metadata_store.run(expire_now, "b1")
+    wear = "UPDATE brokers SET lease_expires_at_ms = :at WHERE broker_id = 'b0'"
+    await metadata_store.run(lambda tx: tx.execute(wear, at=int(tx.now_ms() + left * TTL_MS)))
+    await metadata_store.run(renew_lease, broker_id="b0", broker_epoch=one, ttl_ms=TTL_MS)
+    ended = await metadata_store.run(end_expired_epochs, broker_id="b0", broker_epoch=one, ttl_ms=TTL_MS)
+    assert ended == ((other,) if ends else ())
+
+
 async def test_every_epoch_ends_at_once_where_a_lock_proves_the_brokers_dead(metadata_store: MetadataStore) -> None:
     epochs = [(await join(metadata_store, name)).broker_epoch for name in ("b0", "b1")]
     assert await metadata_store.run(end_every_epoch) == tuple(epochs)
@@ -109,13 +122,15 @@ async def test_draining_is_a_change_of_membership_and_only_once(metadata_store: 
         await metadata_store.run(set_draining, broker_id="nobody", draining=True)
 
 
-async def test_a_broker_whose_id_is_another_process_s_by_now_does_not_drain_that_one(metadata_store: MetadataStore) -> None:
-    former = (await join(metadata_store, "b0")).broker_epoch
+async def test_a_broker_that_leaves_does_not_drain_whoever_came_after_it(metadata_store: MetadataStore) -> None:
+    before = (await join(metadata_store, "b0", incarnation="first")).broker_epoch
     await metadata_store.run(expire_now, "b0")
-    await join(metadata_store, "b0", incarnation="another")
-    with pytest.raises(Fenced, match="not a member"):
-        await metadata_store.run(set_draining, broker_id="b0", broker_epoch=former, draining=True)
+    after = (await join(metadata_store, "b0", incarnation="second")).broker_epoch
+    with pytest.raises(Fenced, match=f"asked in epoch {before}, which has ended"):
+        await metadata_store.run(set_draining, broker_id="b0", draining=True, broker_epoch=before)
     assert not (await metadata_store.run(membership)).brokers[0].draining
+    await metadata_store.run(set_draining, broker_id="b0", draining=True, broker_epoch=after)
+    assert (await metadata_store.run(membership)).brokers[0].draining
 
 
 async def test_producer_ids_are_never_given_twice(metadata_store: MetadataStore) -> None:

@@ -28,6 +28,7 @@ from tidelog.errors import (
     InvalidRequest,
     MetadataOutcomeUnknown,
     MetadataUnavailable,
+    MetadataUnusable,
     NotReady,
     OffsetOutOfRange,
     TimeTravel,
@@ -44,7 +45,9 @@ from tidelog.metadata.topics import PartitionState, Topic, TopicConfig
 from tidelog.metrics import Metrics
 from tidelog.objects.store import ObjectStore
 from tidelog.randomness import Random, new_uuid
+from tidelog.telemetry import get_logger
 
+_log = get_logger(__name__)
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -120,6 +123,7 @@ class Broker:
                 clock=self._clock,
                 chance=self._chance,
                 membership_changed=self._membership_changed,
+                metrics=self._metrics,
             )
             if identity.broker_epoch <= earlier:
                 raise TimeTravel(
@@ -145,6 +149,8 @@ class Broker:
             try:
                 await life.run()
             except* Fenced:
+                if not self._draining:
+                    _log.warning("epoch_ended", broker_id=self._broker_id, broker_epoch=identity.broker_epoch)
                 self._why_not_ready = "its epoch has ended; it registers anew"
             finally:
                 self.life = None
@@ -162,14 +168,12 @@ class Broker:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
                 await self._drain(life)
-        with suppress(MetadataUnavailable, MetadataOutcomeUnknown):  # the lease then expires by itself
+        with suppress(MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable):  # the lease then expires by itself
             await self._store.run_reserved(members.end_epoch, broker_epoch=life.identity.broker_epoch)
 
     async def _drain(self, life: Life) -> None:
-        with suppress(Fenced):
-            await self._store.run(
-                members.set_draining, broker_id=self._broker_id, broker_epoch=life.identity.broker_epoch, draining=True
-            )
+        if not await self._mark_draining(life):
+            return  # its epoch has ended: others have taken over
         life.look_again()
         if len(self.catalog.membership.brokers) > 1:
             await asyncio.sleep(self._settings.drain_propagation_ms / 1000)
@@ -177,6 +181,20 @@ class Broker:
         await life.intake.drained()
         if any(not broker.draining for broker in self.catalog.membership.brokers if broker.broker_id != self._broker_id):
             await life.ledger.leads_nothing.wait()
+
+    async def _mark_draining(self, life: Life) -> bool:
+        """Mark this life as draining, waiting for a store that is away; say whether it is still there to be marked."""
+        while True:
+            try:
+                await self._store.run(
+                    members.set_draining, broker_id=self._broker_id, draining=True, broker_epoch=life.identity.broker_epoch
+                )
+            except Fenced:
+                return False
+            except (MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable):
+                await asyncio.sleep(self._chance.uniform(0.05, 0.2))
+            else:
+                return True
 
     async def _cluster_state(self) -> members.ClusterState:
         return await self._store.run(members.cluster_state)

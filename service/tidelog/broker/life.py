@@ -92,7 +92,8 @@ class Life:
         """Live until the epoch has ended: then Fenced is raised, and everything that was taken has its outcome."""
         try:
             async with asyncio.TaskGroup() as parts:
-                parts.create_task(self.lease.keep(lambda: self.intake.resolved_sequence))
+                parts.create_task(self.lease.keep())
+                parts.create_task(self.lease.tend(lambda: self.intake.resolved_sequence))
                 parts.create_task(self.ledger.run())
                 parts.create_task(self.intake.run())
                 parts.create_task(self._watch())

@@ -5,16 +5,20 @@ The lease decides nothing that SQL does not decide again (I1); it saves a broker
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from tidelog.broker.uploads import Identity
 from tidelog.clock import Clock
 from tidelog.config import Settings
-from tidelog.errors import BrokerIdTaken, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
+from tidelog.errors import BrokerIdTaken, Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable, TidelogError
 from tidelog.metadata.membership import end_every_epoch, end_expired_epochs, register, renew_lease, report_resolved
 from tidelog.metadata.store import MetadataStore
+from tidelog.metrics import Metrics
 from tidelog.randomness import Random
+from tidelog.telemetry import get_logger
 
 _WEATHER = (MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable)
+_log = get_logger(__name__)
 _SAFE_SHARE = 0.8
 """Of a lease, counted from before its renewal was sent: what a broker trusts."""
 
@@ -24,7 +28,7 @@ class Lease:
 
     def __init__(
         self, *, store: MetadataStore, identity: Identity, settings: Settings, clock: Clock, chance: Random, deadline: float,
-        membership_changed: Callable[[], None],
+        membership_changed: Callable[[], None], metrics: Metrics,
     ) -> None:  # fmt: skip
         self._store = store
         self._identity = identity
@@ -33,8 +37,12 @@ class Lease:
         self._chance = chance
         self._deadline = deadline
         self._membership_changed = membership_changed
+        self._metrics = metrics
         self._membership_version = 0
         self._reported = 0
+        self._renewed = asyncio.Event()
+        self._others_expired = False
+        self._has_lapsed = False
 
     def stands(self) -> bool:
         """Say whether the lease certainly stands: looked at before every answer that only a member may give."""
@@ -45,36 +53,64 @@ class Lease:
         """Seconds for which the lease certainly stands."""
         return max(0.0, self._deadline - self._clock.monotonic())
 
-    async def keep(self, resolved_sequence: Callable[[], int]) -> None:
+    async def keep(self) -> None:
         """Renew the lease every third of its length, until cancelled. Raises Fenced once the epoch has ended.
 
-        The resolved mark travels along, and the epochs of others whose leases have expired are ended.
+        Nothing else is done here that could wait: what comes with a renewal is `tend`'s.
         """
         every_s = self._settings.lease_ms / 3000
         while True:
             try:
-                expired = await self._renew()
-                await self._report(resolved_sequence())
-                if expired:
-                    await self._end_expired()
-            except _WEATHER:
+                await self._renew()
+            except _WEATHER as error:
+                self._metrics.lease_renewals["failed"].inc()
+                if not self.stands():
+                    self._lapsed(error)
                 await asyncio.sleep(self._chance.uniform(0.05, 0.15) * every_s)
             else:
                 await asyncio.sleep(every_s)
 
-    async def _renew(self) -> bool:
+    async def tend(self, resolved_sequence: Callable[[], int]) -> None:
+        """After each renewal end the epochs of others whose leases have expired, and report the resolved mark; until cancelled.
+
+        Both wait for transactions that hold the rows they need, so a renewal must not wait for them. Raises Fenced once
+        the epoch has ended.
+        """
+        while True:
+            await self._renewed.wait()
+            self._renewed.clear()
+            with suppress(*_WEATHER):  # the next renewal comes soon
+                if self._others_expired:
+                    await self._end_expired()
+            with suppress(*_WEATHER):
+                await self._report(resolved_sequence())
+
+    async def _renew(self) -> None:
         sent_at = self._clock.monotonic()
-        lease = await self._store.run_reserved(
-            renew_lease,
-            broker_id=self._identity.broker_id,
-            broker_epoch=self._identity.broker_epoch,
-            ttl_ms=self._settings.lease_ms,
-        )
+        try:
+            lease = await self._store.run_reserved(
+                renew_lease,
+                broker_id=self._identity.broker_id,
+                broker_epoch=self._identity.broker_epoch,
+                ttl_ms=self._settings.lease_ms,
+            )
+        except Fenced:
+            self._metrics.lease_renewals["fenced"].inc()
+            raise
+        self._metrics.lease_renewals["done"].inc()
         self._deadline = sent_at + _SAFE_SHARE * self._settings.lease_ms / 1000
+        self._has_lapsed = False
+        self._others_expired = lease.expired > 0
+        self._renewed.set()
         if lease.membership_version != self._membership_version:
             self._membership_version = lease.membership_version
             self._membership_changed()
-        return lease.expired > 0
+
+    def _lapsed(self, error: TidelogError) -> None:
+        """Tell, once, that this broker leads nothing until it hears from the store again."""
+        if not self._has_lapsed:
+            self._has_lapsed = True
+            _log.warning("lease_lapsed", broker_epoch=self._identity.broker_epoch, problem=str(error))
 
     async def _report(self, resolved: int) -> None:
         if resolved > self._reported:
@@ -82,19 +118,20 @@ class Lease:
             self._reported = resolved
 
     async def _end_expired(self) -> None:
-        ended = await self._store.run_reserved(
+        ended = await self._store.run(
             end_expired_epochs,
             broker_id=self._identity.broker_id,
             broker_epoch=self._identity.broker_epoch,
             ttl_ms=self._settings.lease_ms,
         )
         if ended:
+            _log.info("epochs_ended", broker_epochs=list(ended), by_broker_epoch=self._identity.broker_epoch)
             self._membership_changed()
 
 
 async def begin(
     *, store: MetadataStore, cluster_id: str, broker_id: str, incarnation: str, addresses: tuple[str, str], settings: Settings,
-    clock: Clock, chance: Random, membership_changed: Callable[[], None],
+    clock: Clock, chance: Random, membership_changed: Callable[[], None], metrics: Metrics,
 ) -> tuple[Identity, Lease]:  # fmt: skip
     """Register, and go on trying until the metadata store answers; `addresses` are the clients' and the brokers'.
 
@@ -135,7 +172,9 @@ async def begin(
                 chance=chance,
                 deadline=deadline,
                 membership_changed=membership_changed,
+                metrics=metrics,
             )
+            _log.info("registered", broker_id=broker_id, broker_epoch=identity.broker_epoch)
             return identity, lease
 
 

@@ -143,18 +143,22 @@ def register(tx: Transaction, *, broker_id: str, incarnation: str, zone: str, ad
 
 
 def renew_lease(tx: Transaction, *, broker_id: str, broker_epoch: int, ttl_ms: int) -> Lease:
-    """Extend the lease by `ttl_ms` from now. A lease that had expired is renewed too, but counts as broken.
+    """Extend the lease by `ttl_ms` from now. One that had expired is renewed too, but counts as broken; so does one renewed late.
+
+    Late is: when more than half of it is over, while brokers renew after a third. An outage of the store that lets one lease
+    expire keeps everyone from renewing for about two thirds of a ttl at least: so it ends nobody's epoch, whoever is back first.
 
     Raises Fenced where the epoch has ended: the broker must drop all it leads and register anew.
     """
     now = tx.now_ms()
     rows = tx.rows(
         "UPDATE brokers SET lease_expires_at_ms = :expires,"
-        " unbroken_since_ms = CASE WHEN lease_expires_at_ms < :now THEN :now ELSE unbroken_since_ms END"
+        " unbroken_since_ms = CASE WHEN lease_expires_at_ms < :late THEN :now ELSE unbroken_since_ms END"
         " WHERE broker_id = :broker_id AND broker_epoch = :epoch"
         " RETURNING unbroken_since_ms, (SELECT membership_version FROM cluster) AS membership_version,"
         " (SELECT count(*) FROM brokers b WHERE b.lease_expires_at_ms < :now AND b.broker_id <> :broker_id) AS expired",
         expires=now + ttl_ms,
+        late=now + ttl_ms // 2,
         now=now,
         broker_id=broker_id,
         epoch=broker_epoch,
@@ -206,12 +210,14 @@ def end_every_epoch(tx: Transaction) -> tuple[int, ...]:
 def set_draining(tx: Transaction, *, broker_id: str, draining: bool, broker_epoch: int | None = None) -> int:
     """Mark a broker as draining, or not; return the membership version. Raises Fenced where it is no member.
 
-    A broker that marks itself names its epoch: the id may be another process's by now.
+    With `broker_epoch`, only that life of it is marked: a broker that leaves must not send away whoever came after it.
     """
     (cluster,) = tx.rows("SELECT membership_version FROM cluster" + tx.for_update())
     rows = tx.rows("SELECT broker_epoch, draining FROM brokers WHERE broker_id = :broker_id" + tx.for_update(), broker_id=broker_id)
-    if not rows or broker_epoch not in (None, rows[0].broker_epoch):
+    if not rows:
         raise Fenced(f"broker {broker_id!r} was asked to drain, but it is not a member of the cluster; list members to see who is")
+    if broker_epoch is not None and rows[0].broker_epoch != broker_epoch:
+        raise _ended(broker_id, broker_epoch)
     version: int = cluster.membership_version
     if bool(rows[0].draining) != draining:
         version += 1
