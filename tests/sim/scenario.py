@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tidelog.broker.requests import Appended, AppendRequest
+from tidelog.broker.reader import PartitionCursor
+from tidelog.broker.requests import Appended, AppendRequest, Bound
 from tidelog.errors import (
     ConditionFailed,
     OutcomeUnknown,
@@ -157,11 +158,11 @@ class Client:
             return known
         began = self.world.loop.now
         try:
-            latest = await self.connection.call(lambda process: _latest(process, partition), timeout_s=2)
+            latest = await self.connection.call(lambda process: _bound(process, partition, Bound.LATEST), timeout_s=2)
         except (NoAnswer, TidelogError):
             self.connection = connect(self.world)
             return None
-        self.world.history.asked.append(Asked(partition, began, latest))
+        self.world.history.asked.append(Asked(partition, began, self.world.loop.now, latest))
         return latest
 
     async def _send(self, partition: int, condition: int | None) -> None:
@@ -176,7 +177,7 @@ class Client:
             self.sequences[partition] = number + 1
             session = (self.number * 1000 + self.session, self.producer_id)
             producer = Producer(self.producer_id, 0, number)
-        send = Send(session, number, partition, value, world.loop.now)
+        send = Send(session, number, partition, value, world.loop.now, expected=condition)
         world.history.sends.append(send)
         batch = encode_many([b"%d" % value], producer=producer)
         request = AppendRequest(TOPIC, partition, batch, expected_next_offset=condition)
@@ -227,29 +228,50 @@ class Client:
             await asyncio.sleep(0.1)
 
 
-async def _latest(process: Process, partition: int) -> int:
-    store = process.broker._store
-    rows = await store.run(partitions, topic_id=TOPIC_ID)
-    return rows[partition].next_offset
+async def _bound(process: Process, partition: int, bound: Bound) -> int:
+    return (await process.broker.list_offset(TOPIC, partition, bound)).offset
 
 
-async def _fetch(process: Process, partition: int, offset: int) -> list[tuple[int, int]]:
-    """Read what there is from an offset on, and wait a little where there is nothing yet."""
-    async with process.broker.follow(TOPIC, partition) as cursor:
+@dataclass(eq=False)
+class Stream:
+    """A reader's stream to one broker: it follows one partition there until the connection breaks, or the reader goes elsewhere."""
+
+    world: World
+    partition: int
+    connection: Connection
+    number: int
+    cursor: PartitionCursor | None = None
+    following: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def fetch(self, offset: int) -> tuple[list[tuple[int, int]], int]:
+        """Read what there is from an offset on, and wait a little where there is nothing yet; return it with the high watermark."""
+        return await self.connection.call(lambda process: self._fetch(process, offset), timeout_s=3)
+
+    def close(self) -> None:
+        """The connection is gone: the broker notices, and lets go."""
+        process = self.connection.process
+        self.world.loop.call_later(
+            0.05, lambda: self.world.loop.create_task(self.following.aclose(), context=process.context), context=process.context
+        )
+
+    async def _fetch(self, process: Process, offset: int) -> tuple[list[tuple[int, int]], int]:
+        if self.cursor is None:
+            self.cursor = await self.following.enter_async_context(process.broker.follow(TOPIC, self.partition))
+        cursor = self.cursor
         run = await cursor.read(offset, max_bytes=process.world.chance.choice((1, 1000, 100_000)))
         if not run.batches:
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await cursor.wait(offset)
             run = await cursor.read(offset, max_bytes=1000)
-    pairs = []
-    for header in scan(run.batches):
-        values = decode_values(memoryview(run.batches)[header.position : header.position + header.size])
-        for at, value in enumerate(values, header.base_offset):
-            assert value is not None
-            if at >= offset:
-                pairs.append((at, int(value)))
-    return pairs
+        pairs = []
+        for header in scan(run.batches):
+            values = decode_values(memoryview(run.batches)[header.position : header.position + header.size])
+            for at, value in enumerate(values, header.base_offset):
+                assert value is not None
+                if at >= offset:
+                    pairs.append((at, int(value)))
+        return pairs, run.high_watermark
 
 
 async def read(world: World, reader: int, stop: float, *, partition: int | None = None) -> None:
@@ -258,25 +280,26 @@ async def read(world: World, reader: int, stop: float, *, partition: int | None 
     generation = 0
     at = 0
     chosen = world.chance.randrange(world.draw.partitions) if partition is None else partition
-    connection = connect(world)
+    stream = Stream(world, chosen, connect(world), 0)
     while world.loop.now < stop:
         if not final and world.chance.random() < 0.01:
             chosen = world.chance.randrange(world.draw.partitions)
             generation += 1
             at = max(0, (await _ends(world))[chosen] - world.chance.randrange(30))
-            connection = connect(world)
+            stream.close()
+            stream = Stream(world, chosen, connect(world), stream.number + 1)
         began = world.loop.now
-        offset, asked = at, chosen
         try:
-            pairs = await connection.call(lambda process, asked=asked, offset=offset: _fetch(process, asked, offset), timeout_s=3)  # type: ignore[misc]
+            pairs, mark = await stream.fetch(at)
         except (NoAnswer, TidelogError) as error:
             if isinstance(error, TidelogError) and not error.retriable and not isinstance(error, UnknownTopic):
                 world.violation(f"reading: {error.reason}", (chosen, at, str(error)))
-            connection = connect(world)
+            stream.close()
+            stream = Stream(world, chosen, connect(world), stream.number + 1)
             await asyncio.sleep(0.1)
             continue
+        world.history.polls.append(Poll(reader, generation, chosen, began, world.loop.now, pairs, mark, stream.number))
         if pairs:
-            world.history.polls.append(Poll(reader, generation, chosen, began, world.loop.now, pairs))
             at = pairs[-1][0] + 1
         elif final and at >= (await _ends(world))[chosen]:
             return
