@@ -37,11 +37,11 @@ unit: venv .venv-localstack/.installed
 chaos: venv ## real brokers under kill -9, pauses and drains for MINUTES (default 5)
 	CHAOS_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) $(BIN)/python -m pytest -q -s tests/chaos
 
-sim: venv ## replay one simulated run: make sim SEED=…
-	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEED)
+sim: venv ## replay one simulated run, and tell what led to its first violation: make sim SEED=…
+	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEED) $(if $(SECONDS),--seconds $(SECONDS))
 
-sim-many: venv ## many simulated runs on all cores: make sim-many SEEDS=1-200
-	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEEDS)
+sim-many: venv ## many simulated runs on all cores: make sim-many SEEDS=1-200 (SECONDS=… of faults in each, default 30)
+	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEEDS) $(if $(SECONDS),--seconds $(SECONDS))
 
 bench: venv ## figures, as a table and JSON in benchmarks/results (quiet machine, minutes)
 	$(BIN)/python -m benchmarks

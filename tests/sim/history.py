@@ -69,7 +69,7 @@ class Asked:
     partition: int
     began: float
     ended: float
-    latest: int
+    latest: int | None
     earliest: int | None = None
 
 
@@ -215,7 +215,7 @@ class _Checker:
         for asked in self.history.asked:
             times, highs = most.get(asked.partition, ([], []))
             before = bisect_left(times, asked.began)
-            if before and asked.latest <= highs[before - 1]:
+            if asked.latest is not None and before and asked.latest <= highs[before - 1]:
                 what = f"the end was said to be {asked.latest} when offset {highs[before - 1]} was known already"
                 self._note("stale latest", asked.ended, asked.partition, what)
 
@@ -224,11 +224,11 @@ class _Checker:
         by_partition: dict[int, list[Asked]] = defaultdict(list)
         for asked in self.history.asked:
             by_partition[asked.partition].append(asked)
-            if asked.latest > self.ends.get(asked.partition, asked.latest):
+            if asked.latest is not None and asked.latest > self.ends.get(asked.partition, asked.latest):
                 what = f"the end was said to be {asked.latest}, but in the end it is {self.ends[asked.partition]}"
                 self._note("regression", asked.ended, asked.partition, what)
         for partition, questions in by_partition.items():
-            for at, latest, highest in _behind((a.began, a.ended, a.latest) for a in questions):
+            for at, latest, highest in _behind((a.began, a.ended, a.latest) for a in questions if a.latest is not None):
                 self._note("regression", at, partition, f"the end was said to be {latest} after it had been {highest}")
             for at, earliest, highest in _behind((a.began, a.ended, a.earliest) for a in questions if a.earliest is not None):
                 self._note("regression", at, partition, f"the beginning was said to be {earliest} after it had been {highest}")

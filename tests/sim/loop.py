@@ -5,6 +5,7 @@ graveyard that is kept until the end, so that no `finally` block runs that a rea
 """
 
 import asyncio
+import gc
 import heapq
 import random
 import zlib
@@ -29,8 +30,9 @@ class State(Enum):
 class Node:
     """One incarnation of a process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, label: str) -> None:
         self.name = name
+        self.label = label
         self.state = State.RUNNING
         self.parked: list[asyncio.Handle] = []
         self.skew_s = 0.0
@@ -140,10 +142,12 @@ class SimLoop(asyncio.BaseEventLoop):
 
 
 def run(seed: int, main: Callable[[SimLoop], Coroutine[Any, Any, T]]) -> tuple[T, SimLoop]:
-    """Run a simulation to its end."""
+    """Run a simulation to its end. No garbage is collected meanwhile: that would end what killed processes left behind, when it likes."""
     loop = SimLoop(seed)
     asyncio.set_event_loop(loop)
+    gc.disable()
     try:
         return loop.run_until_complete(main(loop)), loop
     finally:
+        gc.enable()
         asyncio.set_event_loop(None)

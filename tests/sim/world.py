@@ -24,6 +24,8 @@ from tidelog.objects.store import Bytes, ObjectInfo
 
 from tests.sim.history import History
 from tests.sim.loop import NODE, Node, SimLoop, State, context_of
+from tests.sim.timeline import Timeline, Violation
+from tests.sim.watcher import Watcher
 
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ class SimClock:
 
 @dataclass
 class Draw:
-    """What one seed draws: latencies in seconds, limits, and how often ports fail while they do."""
+    """What one seed draws: latencies in seconds, limits, load, and how often ports fail while they do."""
 
     brokers: int
     partitions: int
@@ -56,23 +58,37 @@ class Draw:
     settings: Settings
     calm: bool
     faults: list[str]
+    rates: tuple[float, ...]
+    """Appends per second of a producer; quiet ones leave partitions idle, so that what is late comes upon nothing newer."""
+    padding: tuple[int, ...]
+    """Bytes beside its value that a record may have."""
+    trims: bool
+    """Whether somebody deletes old records."""
+
+
+FAULTS = (
+    "kill",
+    "kill all",
+    "pause",
+    "drain",
+    "cut peer",
+    "cut metadata",
+    "cut store",
+    "cut client",
+    "metadata",
+    "store",
+    "bodies",
+    "network",
+    "store outage",
+    "metadata outage",
+    "skew",
+)
+"""What a nemesis may do; each seed draws some of them."""
 
 
 def draw(chance: random.Random) -> Draw:
     lease_ms = chance.choice((1200, 2500, 5000))
-    kinds: tuple[str, ...] = (
-        "kill",
-        "kill all",
-        "pause",
-        "cut peer",
-        "cut metadata",
-        "cut store",
-        "cut client",
-        "metadata",
-        "store",
-        "network",
-    )
-    kinds += ("store outage", "metadata outage", "skew")
+    quiet = chance.random() < 0.2
     return Draw(
         brokers=chance.choice((2, 3, 3, 4)),
         partitions=chance.choice((2, 4, 6)),
@@ -84,7 +100,7 @@ def draw(chance: random.Random) -> Draw:
             lease_ms=lease_ms,
             catalog_poll_ms=chance.choice((100, 400)),
             max_latency_ms=chance.choice((10, 50, 200)),
-            append_timeout_ms=chance.choice((2000, 5000, 12_000)),
+            append_timeout_ms=chance.choice((1000, 2000, 5000, 12_000)),
             max_uploads=chance.choice((1, 3, 6)),
             max_open_sequences=chance.choice((4, 60)),
             segment_bytes=chance.choice((4096, 65536)),
@@ -92,17 +108,34 @@ def draw(chance: random.Random) -> Draw:
             peer_timeout_ms=chance.choice((300, 1000, 3000)),
             take_over_batch_partitions=chance.choice((1, 1000)),
             commit_max_partitions=chance.choice((1, 2000)),
+            max_pending_references=chance.choice((2, 100_000)),
+            max_producers_per_partition=chance.choice((12, 10_000)),
+            producer_expiry_ms=chance.choice((60_000, 7 * 24 * 3600 * 1000)),
+            intake_budget_bytes=1 << 20,
+            drain_timeout_ms=chance.choice((1000, 8000)),
             drain_propagation_ms=100,
             cache_bytes=chance.choice((0, 4096, 1 << 20)),
-            block_cache_bytes=chance.choice((65536, 1 << 20)),
-            read_block_bytes=4096,
+            block_cache_bytes=chance.choice((1 << 18, 1 << 20)),
+            read_block_bytes=chance.choice((4096, 32768)),
             window_extents=chance.choice((4, 1000)),
             read_ahead_extents=chance.choice((2, 100)),
             follower_poll_ms=chance.choice((50, 500)),
         ),
         calm=chance.random() < 0.25,
-        faults=[kind for kind in kinds if chance.random() < 0.6] or ["pause"],
+        faults=[kind for kind in FAULTS if chance.random() < 0.6] or ["pause"],
+        rates=(0.3, 1) if quiet else (3, 10),
+        padding=chance.choice(((0,), (0, 0, 200), (0, 12_000))),
+        trims=chance.random() < 0.3,
     )
+
+
+class Bucket(MemoryStore):
+    """The bucket itself, of which the simulator can see what brokers cannot."""
+
+    def content(self, key: str) -> bytes | None:
+        """Return an object's bytes at this moment; None where there is none of that key."""
+        found = self._objects.get(key)
+        return None if found is None else found[0]
 
 
 @dataclass
@@ -110,39 +143,80 @@ class World:
     loop: SimLoop
     draw: Draw
     store: MetadataStore
-    bucket: MemoryStore
+    bucket: Bucket
+    clock: SimClock
     history: History = field(default_factory=History)
     counts: Counter[str] = field(default_factory=Counter)
-    violations: list[tuple[float, str, object]] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+    timeline: Timeline = field(default_factory=Timeline)
     brokers: dict[str, "Process"] = field(default_factory=dict)
-    failing: dict[str, float] = field(default_factory=lambda: {"metadata": 0.0, "store": 0.0, "network": 0.0})
-    down_until: dict[str, float] = field(default_factory=lambda: {"metadata": 0.0, "store": 0.0})
+    lives: list["Process"] = field(default_factory=list)
+    """All processes that ever were."""
+    failing: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("metadata", "store", "bodies", "network"), 0.0))
+    outages: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"metadata": [], "store": []})
+    """From when to when a port answers nobody, the latest one last."""
     cut: set[tuple[str, str]] = field(default_factory=set)
+    damaged_at: float = -1e9
+    """When a body was last damaged on its way."""
     values: int = 0
     ends: dict[int, int] = field(default_factory=dict)
+    log_starts: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.watcher = Watcher(self)
 
     @property
     def chance(self) -> random.Random:
         return self.loop.chance
 
-    def violation(self, name: str, what: object) -> None:
-        self.violations.append((round(self.loop.now, 3), name, what))
+    def violation(self, name: str, what: object, *, partition: int | None = None) -> None:
+        self.violations.append(Violation(self.loop.now, name, str(what), partition))
+
+    def tell(self, kind: str, who: str, what: str, *values: object, partition: int | None = None) -> None:
+        """Note something for the timeline; `what` is a format string for the values."""
+        self.timeline.tell(self.loop.now, kind, who, what, *values, partition=partition)
+
+    async def run(self, verb: Callable[..., T], /, *args: Any, who: str = "world", **kwargs: Any) -> T:
+        """Run a verb on the metadata store, where no network is between."""
+        return await self.store.run(self.watcher.wrap(verb, who), *args, **kwargs)
 
     def latency(self, median_s: float) -> float:
         return self.chance.lognormvariate(math.log(median_s), 0.6)
+
+    def down(self, port: str) -> bool:
+        outages = self.outages.get(port, [])
+        return bool(outages) and self.loop.now < outages[-1][1]
+
+    def take_down(self, port: str, lasts: float) -> None:
+        """Begin an outage, or make the present one longer."""
+        outages = self.outages[port]
+        until = self.loop.now + lasts
+        if self.down(port):
+            began, before = outages.pop()
+            outages.append((began, max(before, until)))
+        else:
+            outages.append((self.loop.now, until))
 
     def fault(self, port: str) -> str | None:
         """Draw one of the outcomes: None (done), before, after, late."""
         node = NODE.get()
         if node is not None and (node.name, port) in self.cut:
-            return "before" if self.chance.random() < 0.6 else "late"
-        if self.loop.now < self.down_until.get(port, 0.0):
-            return "before"
-        if self.failing[port] and self.chance.random() < self.failing[port]:
+            outcome: str | None = "before" if self.chance.random() < 0.6 else "late"
+        elif self.down(port):
+            outcome = "before"
+        elif self.failing[port] and self.chance.random() < self.failing[port]:
             outcome = self.chance.choice(("before", "after", "late"))
-            self.counts[f"{port} {outcome}"] += 1
-            return outcome
-        return None
+        else:
+            return None
+        self.counts[f"{port} {outcome}"] += 1
+        self.tell(port, who(), "a call is {}", {"before": "not done", "after": "done, unheard", "late": "to be late"}[outcome or ""])
+        return outcome
+
+
+def who() -> str:
+    """Name the process that is running."""
+    node = NODE.get()
+    return "outside" if node is None else node.label
 
 
 class SimMetadata:
@@ -152,7 +226,6 @@ class SimMetadata:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._store = world.store
 
     async def run(self, verb: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         world = self._world
@@ -162,10 +235,10 @@ class SimMetadata:
             await asyncio.sleep(world.latency(world.draw.metadata_s) * 5)
             raise MetadataUnavailable("simulated: not done") if world.chance.random() < 0.5 else MetadataOutcomeUnknown("simulated")
         if outcome == "late":
-            world.loop.outside(world.chance.uniform(0.1, world.draw.late_s), self._late, verb, args, kwargs)
+            world.loop.outside(world.chance.uniform(0.1, world.draw.late_s), self._late, verb, args, kwargs, f"{who()}, late")
             await asyncio.sleep(world.latency(world.draw.metadata_s) * 10)
             raise MetadataOutcomeUnknown("simulated: late")
-        result = await self._store.run(verb, *args, **kwargs)
+        result = await world.run(verb, *args, who=who(), **kwargs)
         await asyncio.sleep(world.latency(world.draw.metadata_s) / 2)
         if outcome == "after":
             raise MetadataOutcomeUnknown("simulated: done, but not heard of")
@@ -175,12 +248,12 @@ class SimMetadata:
 
     async def close(self) -> None: ...
 
-    def _late(self, verb: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    def _late(self, verb: Callable[..., Any], args: Any, kwargs: Any, who: str) -> None:
         async def apply() -> None:
             with suppress(TidelogError, DBAPIError):
-                await self._store.run(verb, *args, **kwargs)
+                await self._world.run(verb, *args, who=who, **kwargs)
 
-        if self._world.loop.now >= self._world.down_until["metadata"]:
+        if not self._world.down("metadata"):
             task = self._world.loop.create_task(apply())
             task.add_done_callback(lambda _: None)
 
@@ -223,7 +296,22 @@ class SimBucket:
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         if await self._fault():
             raise StoreUnavailable("simulated: the answer was lost")
-        return await self._world.bucket.get_range(key, position, length)
+        body = await self._world.bucket.get_range(key, position, length)
+        whole = position == 0 and len(body) == (await self._world.bucket.head(key)).size
+        return body if whole else self._on_its_way(body)
+
+    def _on_its_way(self, body: bytes) -> bytes:
+        """Cut or damage part of an object: a store's checksum covers whole ones only."""
+        world = self._world
+        if not body or not world.failing["bodies"] or world.chance.random() >= world.failing["bodies"]:
+            return body
+        world.damaged_at = world.loop.now
+        at = world.chance.randrange(len(body))
+        if world.chance.random() < 0.3:
+            world.counts["body cut"] += 1
+            return body[:at]
+        world.counts["body damaged"] += 1
+        return body[:at] + bytes([body[at] ^ (1 << world.chance.randrange(8))]) + body[at + 1 :]
 
     async def head(self, key: str) -> ObjectInfo:
         if await self._fault():
@@ -253,7 +341,11 @@ class Process:
         self.world = world
         self.name = name
         self.life = life
-        self.node = Node(name)
+        self.label = f"{name}.{life}"
+        self.node = Node(name, self.label)
+        self.leaving = False
+        """Asked to drain."""
+        self.metrics = Metrics()
         self.context = context_of(self.node)
         self.broker: Broker = self.context.run(self._make)
         self.task = world.loop.create_task(self._run(), context=self.context)
@@ -268,18 +360,25 @@ class Process:
             clock=SimClock(self.world.loop, self.node),
             chance=random.Random(self.world.chance.getrandbits(64)),
             executor=InlineExecutor(),
-            metrics=Metrics(),
+            metrics=self.metrics,
             broker_id=self.name,
         )
 
     async def _run(self) -> None:
-        while True:
+        while not self.leaving:
             try:
                 await self.broker.start()
                 await self.broker.run(address=f"{self.name}:1", peer_address=f"{self.name}:2")
             except TidelogError as error:
                 self.world.counts[f"restart: {error.reason}"] += 1
                 await asyncio.sleep(0.3)
+
+    async def drain(self) -> None:
+        """Leave as SIGTERM asks; whoever does not get it done in time is killed."""
+        self.leaving = True
+        await self.broker.drain_and_end()
+        self.world.tell("fault", self.label, "has drained")
+        kill(self.world, self.name)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -343,6 +442,7 @@ class _Wire:
     def _breaks(self, source: str, target: str) -> bool:
         world = self.world
         if (source, target) in world.cut:
+            world.counts["network cut"] += 1
             return True
         if world.failing["network"] and world.chance.random() < world.failing["network"] * 0.3:
             world.counts["network broken"] += 1
@@ -354,11 +454,14 @@ class _Link:
     """A link for references: the intake's end, and what the leader answers to."""
 
     def __init__(self, world: World, source: Process, target: str, receiver: AnswerReceiver) -> None:
+        self._world = world
         self._wire = _Wire(world, source, target, receiver.broken)
         self._receiver = receiver
         self._session: Any = None
 
     def send(self, references: Sequence[Reference]) -> None:
+        for reference in references:
+            self._world.watcher.sent(reference.broker_epoch, reference.sequence)
         self._wire.carry(there=True, work=self._deliver, argument=references)
 
     def close(self) -> None:
@@ -420,14 +523,20 @@ class _Feed:
 async def open_world(loop: SimLoop) -> World:
     clock = SimClock(loop)
     store = await open_sqlite(IN_MEMORY, clock=clock, executor=InlineExecutor())
-    return World(loop, draw(loop.chance), store, MemoryStore(clock=clock))
+    return World(loop, draw(loop.chance), store, Bucket(clock=clock), clock)
+
+
+def begin(world: World, name: str) -> None:
+    """Start a process under a broker id: its first, or the next after one that is dead."""
+    before = world.brokers.get(name)
+    if before is None or before.node.state is State.DEAD:
+        process = world.brokers[name] = Process(world, name, 0 if before is None else before.life + 1)
+        world.lives.append(process)
+        world.tell("fault", process.label, "begins")
 
 
 def kill(world: World, name: str) -> None:
-    world.brokers[name].node.state = State.DEAD
-
-
-def restart(world: World, name: str) -> None:
-    before = world.brokers[name]
-    if before.node.state is State.DEAD:
-        world.brokers[name] = Process(world, name, before.life + 1)
+    process = world.brokers[name]
+    if process.node.state is not State.DEAD:
+        process.node.state = State.DEAD
+        world.tell("fault", process.label, "is dead")

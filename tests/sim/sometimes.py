@@ -1,0 +1,56 @@
+"""What a set of runs must have reached at least once, or it proves less than it seems to.
+
+Counted from outside: by the simulated ports, by the verbs that brokers ran, and by the metrics and counts that brokers keep anyway.
+"""
+
+from collections import Counter
+
+from tests.sim.world import FAULTS, World
+
+_METRICS = {
+    "tidelog_appends_total": ("accepted", "duplicate", "refused", "throttled", "not_ready", "timed_out", "unknown"),
+    "tidelog_segments_sealed_total": ("size", "deadline", "idle"),
+    "tidelog_uploads_total": ("done", "given_up"),
+    "tidelog_references_answered_total": ("decided", "not_now"),
+    "tidelog_commit_outcomes_total": ("committed", "not_leader", "refused", "not_done", "unknown"),
+    "tidelog_references_repeated_total": ("",),
+    "tidelog_transfers_total": ("",),
+    "tidelog_fenced_total": ("",),
+}
+_READS = ("memory_hits", "memory_misses", "block_hits", "block_misses", "blocks_ahead", "look_ups", "failed_polls", "feeds_broken",
+          "news_gaps", "corrupt_reads")  # fmt: skip
+
+SOMETIMES = (
+    *(f"fault: {fault}" for fault in FAULTS),
+    *(f"{port} {outcome}" for port in ("metadata", "store") for outcome in ("before", "after", "late")),
+    *("network slow", "network broken", "network cut", "client cut off", "body cut", "body damaged", "process restarted"),
+    *("send ok", "send fail", "send info"),
+    *(f"append {reason}" for reason in ("NOT_READY", "DRAINING", "TIMED_OUT", "THROTTLED", "OUTCOME_UNKNOWN", "UNKNOWN_TOPIC")),
+    *("register: new", "register: again", "register: BrokerIdTaken", "renew_lease: Fenced", "report_resolved: Fenced"),
+    *("end_expired_epochs: some", "end_expired_epochs: none", "take_over: taken", "take_over: Fenced", "transfer: some", "transfer: none",
+      "transfer: Fenced", "expire_producers: some", "advance_log_start: Fenced"),
+    *("commit: committed", "commit: committed before", "commit: not leader", "commit: writer ended", "commit: sequence resolved"),
+    *("find_references: found", "find_references: over", "find_references: open"),
+    *(f"{metric} {value}".strip() for metric, values in _METRICS.items() for value in values),
+    *(f"read: {name}" for name in _READS),
+)  # fmt: skip
+"""Faults, and the branches that brokers take because of them."""
+
+
+def reached(world: World) -> Counter[str]:
+    """Return how often a run came by each place."""
+    counts = Counter(world.counts)
+    for process in world.lives:
+        for family in process.metrics.registry.collect():
+            for sample in family.samples:
+                if sample.name in _METRICS:
+                    counts[f"{sample.name} {''.join(sample.labels.values())}".strip()] += int(sample.value)
+        for name, count in process.broker.reader.stats.as_dict().items():
+            counts[f"read: {name}"] += count
+    counts["process restarted"] += len(world.lives) - len(world.brokers)
+    return +counts
+
+
+def never(counts: Counter[str]) -> list[str]:
+    """Return what was never reached."""
+    return [place for place in SOMETIMES if not counts[place]]
