@@ -31,6 +31,7 @@ from tests.contract.metadata_steps import TOPIC_ID, TTL_MS, append, expire_now, 
 from tests.postgres_server import PostgresServer
 
 DELETED_ID = "ff02030405060708090a0b0c0d0e0f10"
+DELETED_EARLIER_ID = "ee02030405060708090a0b0c0d0e0f10"
 WINDOWS = (ProducerWindow(1, 0, ((0, 9, 0),)), ProducerWindow(2, 0, ((0, 9, 0),)))
 VERSION = 4
 """The membership version: one, and three registrations."""
@@ -49,21 +50,27 @@ async def play(store: MetadataStore) -> None:
 
     Brokers: b0 (epoch 1), b1 (2), b2 (3, expired). Topic *clicks*: partitions 1 and 2 led by b0, 3 by b1, 4 by b2.
     Segments, as (epoch, sequence): (1, 1) has an expired extent in partition 1 and a released one in 2; (1, 2) is resolved
-    and live in 1 and 2; (1, 3) is live in 1; (2, 1) in 3; (3, 1) in 4. Topic *old*, deleted: partitions 5 and 6.
+    and live in 1 and 2; (1, 3) is live in 1; (2, 1) in 3; (3, 1) in 4. Topic *old*, deleted: partitions 5 and 6, whose extents
+    in the resolved segment (2, 2) are released. Topic *older*, deleted: partition 7, whose extent in (2, 3) is not.
     Group *g*, generation 1, is coordinated by partition 3 and has offsets in 6, 5, 2, 1, written in that order.
     """
     for name in ("b0", "b1", "b2"):
         await join(store, name)
     assert await topic(store, count=4) == [1, 2, 3, 4]
     assert await topic(store, count=2, topic_id=DELETED_ID, name="old") == [5, 6]
-    led = await lead(store, 1, [1, 2]) | await lead(store, 2, [3]) | await lead(store, 3, [4])
+    assert await topic(store, topic_id=DELETED_EARLIER_ID, name="older") == [7]
+    led = await lead(store, 1, [1, 2]) | await lead(store, 2, [3, 5, 6, 7]) | await lead(store, 3, [4])
     for at, sequence in enumerate((1, 2, 3)):
         assert await append(store, led[1], 1, extent(1, sequence), at=10 * at, producers=WINDOWS) == Committed(10 * at + 10)
     for at, sequence in enumerate((1, 2)):
         await append(store, led[2], 1, extent(1, sequence, position=200), at=10 * at, producers=WINDOWS[::-1])
     await append(store, led[3], 2, extent(2, 1))
     await append(store, led[4], 3, extent(3, 1))
-    await store.run(report_resolved, broker_epoch=1, sequence=2)
+    for partition in (6, 5):
+        await append(store, led[partition], 2, extent(2, 2, position=8 * partition), producers=WINDOWS[::-1])
+    await append(store, led[7], 2, extent(2, 3), producers=WINDOWS)
+    for broker_epoch in (1, 2):
+        await store.run(report_resolved, broker_epoch=broker_epoch, sequence=2)
     for partition in (1, 2):
         await store.run(advance_log_start, partition_id=partition, leader_epoch=1, to=10)
     expired = (await store.run(read_extents, positions=[(2, 0)], max_extents=1)).partitions[0].extents
@@ -79,7 +86,11 @@ async def play(store: MetadataStore) -> None:
             coordinator_partition_id=3,
             leader_epoch=1,
         )
-    await store.run(delete_topic, topic_id=DELETED_ID)
+    for topic_id in (DELETED_EARLIER_ID, DELETED_ID):
+        await store.run(delete_topic, topic_id=topic_id)
+    for partition in (6, 5):
+        [live] = (await store.run(read_extents, positions=[(partition, 0)], max_extents=1)).partitions[0].extents
+        assert await store.run(release_expired, broker_epoch=2, partition_id=partition, sources=[source(live)]) == 1
     await store.run(expire_now, "b2")
     await store.run(unbroken_for_long, "b0")
     await store.run(_forget_times)
@@ -204,7 +215,7 @@ def at(partition: int, base: int, broker_epoch: int, sequence: int, position: in
 
 E11, E12, E13 = at(1, 0, 1, 1), at(1, 10, 1, 2), at(1, 20, 1, 3)
 E22 = at(2, 10, 1, 2, 200)
-E41 = at(4, 0, 3, 1)
+E71 = at(7, 0, 2, 3)
 
 VERBS: dict[str, Verb] = {
     "commit": committing((1, 1, 30, extent(1, 5))),
@@ -215,6 +226,7 @@ VERBS: dict[str, Verb] = {
     "commit to 2 and 1": committing((2, 1, 20, extent(3, 5)), (1, 1, 30, extent(2, 6))),
     "commit to 3": committing((3, 1, 10, extent(2, 5)), leader=2),
     "commit of the expired writer": committing((1, 1, 30, extent(3, 5))),
+    "commit to deleted topics": committing((5, 1, 10, extent(2, 5)), (7, 1, 10, extent(2, 5)), leader=2),
     "take over": taking_over(1, 1, 2),
     "take over what nobody leads": taking_over(1, 4, 3),
     "the other takes over what nobody leads": taking_over(2, 4, 3),
@@ -234,10 +246,11 @@ VERBS: dict[str, Verb] = {
     "resolve less": bound(report_resolved, broker_epoch=1, sequence=4),
     "condemn": bound(condemn, segments=[(1, 5)]),
     "condemn expired": bound(condemn, segments=[(1, 2), (1, 1)]),
+    "condemn released": bound(condemn, segments=[(2, 3), (2, 2), (1, 1)]),
     "condemn sources": bound(condemn, segments=[(1, 4), (1, 3), (1, 2)]),
     "condemn of the expired writer": bound(condemn, segments=[(3, 5), (3, 1)]),
     "look up": bound(find_references, segments=[(1, 1, 5), (1, 3, 5)]),
-    "forget": bound(forget_released, notes=[ReleasedSegment(1, n, "", 0) for n in (3, 2, 1)]),
+    "forget": bound(forget_released, notes=[ReleasedSegment(*segment, "", 0) for segment in ((2, 2), (1, 3), (1, 2), (1, 1))]),
     "acquire cleaner": bound(acquire_cleaner, broker_epoch=1, ttl_ms=TTL_MS),
     "the other acquires cleaner": bound(acquire_cleaner, broker_epoch=2, ttl_ms=TTL_MS),
     "advance log start": bound(advance_log_start, partition_id=1, leader_epoch=1, to=30),
@@ -245,10 +258,12 @@ VERBS: dict[str, Verb] = {
     "release": releasing(E11),
     "release all": releasing(E13, E12, E11),
     "release in 2": releasing(E22),
+    "release of a deleted topic": releasing(E71),
     "swap": swapping(4, E12, E13),
     "swap to another": swapping(5, E12, E13),
     "swap the first": swapping(5, E12),
-    "expire producers": bound(expire_producers, partition_ids=[2, 1], unused_for_ms=-(1 << 50)),
+    "swap in a deleted topic": swapping(5, E71),
+    "expire producers": bound(expire_producers, partition_ids=[6, 5, 2, 1], unused_for_ms=-(1 << 50)),
     "set fencing token": bound(set_fencing_token, partition_id=1, leader_epoch=1, token="t"),
     "create topic": creating("aa" * 16, "new"),
     "create a topic of that name": creating("bb" * 16, "new"),
@@ -257,6 +272,7 @@ VERBS: dict[str, Verb] = {
     "alter topic": bound(alter_topic, topic_id=TOPIC_ID, config=TopicConfig(5, 5)),
     "delete topic": bound(delete_topic, topic_id=TOPIC_ID),
     "drop deleted topic": bound(drop_deleted_topic, topic_id=DELETED_ID),
+    "drop the topic deleted earlier": bound(drop_deleted_topic, topic_id=DELETED_EARLIER_ID),
     "take over of a deleted topic": taking_over(1, 6, 5),
     "create group": going_on(1, "{}", 0, group_id="h"),
     "create group otherwise": going_on(1, "[]", 0, group_id="h"),

@@ -43,7 +43,11 @@ TOGETHER: list[tuple[str, ...]] = [
     ("commit", "resolve", "condemn"),
     ("commit", "resolve", "look up"),
     ("commit", "delete topic"),
+    ("commit to deleted topics", "drop deleted topic"),
+    ("commit to deleted topics", "drop the topic deleted earlier"),
     ("commit", "advance log start"),
+    ("commit", "set fencing token"),
+    ("commit", "drain"),
     ("commit", "expire producers"),
     ("swap", "commit"),
     ("swap", "release all"),
@@ -59,6 +63,43 @@ TOGETHER: list[tuple[str, ...]] = [
     ("swap", "end own epoch"),
     ("swap", "take over"),
     ("swap", "delete topic"),
+    ("swap", "transfer"),
+    ("swap", "release"),
+    ("swap", "forget"),
+    ("swap", "expire producers"),
+    ("swap in a deleted topic", "release of a deleted topic", "drop the topic deleted earlier"),
+    ("swap in a deleted topic", "drop the topic deleted earlier"),
+    ("release of a deleted topic", "drop the topic deleted earlier"),
+    ("release of a deleted topic", "condemn released", "forget"),
+    ("release of a deleted topic", "release of a deleted topic"),
+    ("release", "commit to 1 and 2"),
+    ("release", "condemn released"),
+    ("drop deleted topic", "drop deleted topic"),
+    ("drop deleted topic", "drop the topic deleted earlier"),
+    ("drop deleted topic", "expire producers"),
+    ("drop deleted topic", "condemn released"),
+    ("expire producers", "expire producers"),
+    ("expire producers", "take over"),
+    ("expire producers", "delete topic"),
+    ("condemn released", "condemn expired"),
+    ("condemn released", "forget"),
+    ("condemn of the expired writer", "end the expired epoch"),
+    ("condemn", "resolve"),
+    ("forget", "forget"),
+    ("resolve", "resolve less"),
+    ("resolve", "end own epoch"),
+    ("delete topic", "delete topic"),
+    ("delete topic", "advance log start"),
+    ("delete topic", "set fencing token"),
+    ("transfer", "end expired epochs"),
+    ("transfer", "end own epoch"),
+    ("transfer", "transfer"),
+    ("take over", "end own epoch"),
+    ("take over", "drain"),
+    ("drain", "register"),
+    ("drain", "end own epoch"),
+    ("renew", "end own epoch"),
+    ("renew", "register anew"),
     ("release", "condemn expired"),
     ("release", "forget"),
     ("release", "condemn expired", "forget"),
@@ -142,9 +183,8 @@ async def test_no_change_is_missed_by_a_poll_beside_it(scene: tuple[PostgresStor
     if known_up_to == "nothing":
         known = CatalogChanges(0, (), (), None, complete=True)
     elif known_up_to == "before the deletion":
-        (deleted,) = await store.run(lambda tx: tx.rows("SELECT changed_version FROM topics WHERE deleted"))
-        before = tuple(replace(topic, deleted=False) for topic in known.topics)
-        known = replace(known, version=deleted.changed_version - 1, topics=before)
+        ((first,),) = await store.run(lambda tx: tx.rows("SELECT min(changed_version) FROM topics WHERE deleted"))
+        known = replace(known, version=first - 1, topics=tuple(replace(topic, deleted=False) for topic in known.topics))
     poll = bound(catalog_changes, since=known.version, membership_since=known.membership.version if known.membership else 0)
     async for found in Stepper(store, snapshots.connection, restore=snapshots.restore).interleavings([poll, VERBS[name]]):
         first = found.answers[0].value

@@ -86,8 +86,10 @@ def condemn(tx: Transaction, *, segments: Iterable[tuple[int, int]]) -> Verdict:
     )
     condemned = final - live
     if condemned:
-        tx.execute(
-            f"DELETE FROM released_extents WHERE (broker_epoch, sequence) IN (SELECT r.broker_epoch, r.sequence FROM {fragment})",
+        tx.delete(
+            "released_extents",
+            f"(broker_epoch, sequence) IN (SELECT r.broker_epoch, r.sequence FROM {fragment})",
+            key="broker_epoch, sequence, partition_id, position",
             segments=sorted(condemned),
         )
     return Verdict(condemned, live)
@@ -100,9 +102,10 @@ def forget_released(tx: Transaction, *, notes: Sequence[ReleasedSegment]) -> Non
     """
     if notes:
         fragment = tx.recordset("notes", "r", broker_epoch="bigint", sequence="bigint", released_at_ms="bigint")
-        tx.execute(
-            "DELETE FROM released_segments WHERE (broker_epoch, sequence, released_at_ms) IN"
-            f" (SELECT r.broker_epoch, r.sequence, r.released_at_ms FROM {fragment})",
+        tx.delete(
+            "released_segments",
+            f"(broker_epoch, sequence, released_at_ms) IN (SELECT r.broker_epoch, r.sequence, r.released_at_ms FROM {fragment})",
+            key="broker_epoch, sequence",
             notes=sorted((note.broker_epoch, note.sequence, note.released_at_ms) for note in notes),
         )
 
@@ -112,24 +115,16 @@ def expire_producers(tx: Transaction, *, partition_ids: Sequence[int], unused_fo
 
     Only the partitions' leader may ask, in its commit queue: what it remembers must not outlive what is stored.
     """
-    # A DELETE locks in whatever order it finds rows: these are locked in the written order first.
-    expired = tx.rows(
-        "SELECT partition_id, producer_id FROM producers WHERE appended_at_ms < :before AND partition_id IN (SELECT r.partition_id FROM "
+    expired = tx.delete(
+        "producers",
+        "appended_at_ms < :before AND partition_id IN (SELECT r.partition_id FROM "
         + tx.recordset("partitions", "r", partition_id="bigint")
-        + ") ORDER BY partition_id, producer_id"
-        + tx.for_update(),
+        + ")",
+        key="partition_id, producer_id",
         before=tx.now_ms() - unused_for_ms,
         partitions=[[partition_id] for partition_id in partition_ids],
     )
-    keys = tuple((row.partition_id, row.producer_id) for row in expired)
-    if keys:
-        tx.execute(
-            "DELETE FROM producers WHERE (partition_id, producer_id) IN (SELECT r.partition_id, r.producer_id FROM "
-            + tx.recordset("expired", "r", partition_id="bigint", producer_id="bigint")
-            + ")",
-            expired=keys,
-        )
-    return keys
+    return tuple(sorted((row.partition_id, row.producer_id) for row in expired))
 
 
 def drop_deleted_topic(tx: Transaction, *, topic_id: str) -> bool:
@@ -144,11 +139,9 @@ def drop_deleted_topic(tx: Transaction, *, topic_id: str) -> bool:
     among = "partition_id IN (SELECT r.partition_id FROM " + tx.recordset("ids", "r", partition_id="bigint") + ")"
     if tx.rows(f"SELECT partition_id FROM extents WHERE {among} LIMIT 1", ids=ids):
         return False
-    tx.execute(f"DELETE FROM producers WHERE {among}", ids=ids)
-    # A DELETE locks in whatever order it finds rows: those that groups may be writing are locked in the written order first.
-    tx.rows(f"SELECT group_id FROM group_offsets WHERE {among} ORDER BY group_id, partition_id" + tx.for_update(), ids=ids)
-    for table in ("group_offsets", "partitions"):
-        tx.execute(f"DELETE FROM {table} WHERE {among}", ids=ids)
+    keys = {"producers": "partition_id, producer_id", "group_offsets": "group_id, partition_id", "partitions": "partition_id"}
+    for table, key in keys.items():
+        tx.delete(table, among, key=key, ids=ids)
     tx.execute("DELETE FROM topics WHERE topic_id = :topic_id", topic_id=topic_id)
     # Nothing is left to tell of the deletion: those who have not heard of it yet have to read everything.
     tx.execute(

@@ -121,9 +121,7 @@ def delete_group(tx: Transaction, *, group_id: str, generation: int, coordinator
     rows = tx.rows("SELECT generation FROM groups WHERE group_id = :group_id" + tx.for_update(), group_id=group_id)
     if rows and rows[0].generation != generation:
         raise Fenced(f"group {group_id!r} was to be deleted in generation {generation}, but it is at {rows[0].generation}; read it again")
-    # A DELETE locks in whatever order it finds rows: they are locked in the written order first.
-    tx.rows("SELECT partition_id FROM group_offsets WHERE group_id = :group_id ORDER BY partition_id" + tx.for_update(), group_id=group_id)
-    tx.execute("DELETE FROM group_offsets WHERE group_id = :group_id", group_id=group_id)
+    tx.delete("group_offsets", "group_id = :group_id", key="group_id, partition_id", group_id=group_id)
     tx.execute("DELETE FROM groups WHERE group_id = :group_id", group_id=group_id)
 
 

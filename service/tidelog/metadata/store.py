@@ -62,6 +62,14 @@ class Transaction:
         """Run a statement and return its rows, whose attributes are the columns."""
         return self.connection.execute(_text(sql), _encoded(parameters)).all()
 
+    def delete(self, table: str, where: str, /, *, key: str, **parameters: object) -> Sequence[Any]:
+        """Delete rows and return their keys, in no order.
+
+        They are locked ascending by `key`; a DELETE by itself locks rows in the order in which its plan finds them.
+        """
+        found = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key}{self.for_update()}"
+        return self.rows(f"DELETE FROM {table} WHERE ({key}) IN ({found}) RETURNING {key}", **parameters)
+
     def recordset(self, parameter: str, alias: str, /, **columns: ColumnType) -> str:
         """Return a FROM item that reads one parameter, a list of rows, as these columns.
 
