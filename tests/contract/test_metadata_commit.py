@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from tidelog.errors import TimeTravel
 from tidelog.metadata.commits import Committed, NotLeader, PartitionCommit, Refusal, Refused, commit
 from tidelog.metadata.extents import Extent, ReleasedSource, find_references, read_extents, swap
 from tidelog.metadata.leadership import ProducerWindow
@@ -35,8 +36,30 @@ async def test_a_commit_at_another_offset_than_the_logs_end_changes_nothing(meta
     broker = (await join(metadata_store, "b0")).broker_epoch
     [partition] = await topic(metadata_store)
     led = (await lead(metadata_store, broker, [partition]))[partition]
-    assert await append(metadata_store, led, broker, extent(broker, 1), at=7) == NotLeader(led.leader_epoch, 0)
-    assert await extents_of(metadata_store, partition) == ()
+    await append(metadata_store, led, broker, extent(broker, 1))
+    before = await extents_of(metadata_store, partition)
+    assert await append(metadata_store, led, broker, extent(broker, 2), at=7) == NotLeader(led.leader_epoch, 10)
+    assert await extents_of(metadata_store, partition) == before
+
+
+async def test_a_store_that_is_behind_what_a_leader_was_told_is_noticed_and_commits_nothing(metadata_store: MetadataStore) -> None:
+    """I11: whatever became of the store, log ends and leader epochs never go back (I6)."""
+    broker = (await join(metadata_store, "b0")).broker_epoch
+    ids = await topic(metadata_store, count=2)
+    led = await lead(metadata_store, broker, ids)
+    whole = PartitionCommit(ids[0], led[ids[0]].leader_epoch, 0, (extent(broker, 1),))
+    for leader_epoch, offset in ((led[ids[1]].leader_epoch, 7), (led[ids[1]].leader_epoch + 1, 0)):
+        behind = PartitionCommit(ids[1], leader_epoch, offset, (extent(broker, 1, position=200),))
+        with pytest.raises(TimeTravel, match=f"partition {ids[1]} was at leader epoch {leader_epoch} and offset {offset} when"):
+            await metadata_store.run(commit, broker_epoch=broker, partitions=[whole, behind])
+    assert await extents_of(metadata_store, ids[0]) == ()
+
+
+async def test_a_partition_that_is_gone_has_no_leader(metadata_store: MetadataStore) -> None:
+    broker = (await join(metadata_store, "b0")).broker_epoch
+    proposal = PartitionCommit(99, 0, 0, (extent(broker, 1),))
+    assert await metadata_store.run(commit, broker_epoch=broker, partitions=[proposal]) == {99: NotLeader(0, 0)}
+    assert await metadata_store.run(find_references, segments=[(99, broker, 1)]) == ((), frozenset())
 
 
 async def test_a_former_leader_commits_nothing_and_learns_who_it_is_not(metadata_store: MetadataStore) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tidelog.errors import ConditionFailed, OutOfOrderSequence, UnknownProducer, UnknownTopic
+from tidelog.errors import ConditionFailed, OutcomeUnknown, OutOfOrderSequence, TimeTravel, UnknownProducer, UnknownTopic
 from tidelog.metadata.extents import read_extents
 from tidelog.metadata.topics import TopicConfig
 from tidelog.records.codec import Producer
@@ -48,6 +48,19 @@ async def test_a_killed_leader_is_a_pause_and_not_an_error(cluster: Cluster) -> 
     await cluster.kill("two")
     done = await asyncio.gather(*(append(brokers[0], "clicks", b"after", partition=p) for p in range(6)))
     assert [each.base_offset for each in done] == [1] * 6
+
+
+async def test_a_leader_whose_metadata_store_went_back_ends_and_says_so(cluster: Cluster) -> None:
+    """I11: a standby that lagged took the store's place; nobody may give its offsets again."""
+    broker = await cluster.start("one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    await append(broker, "clicks", b"a", b"b")
+    await cluster.store.run(lambda tx: tx.execute_all(["DELETE FROM extents", "UPDATE partitions SET next_offset = 0"]))
+    with pytest.raises(OutcomeUnknown):
+        await append(broker, "clicks", b"c")
+    with pytest.raises(ExceptionGroup) as ended:
+        await cluster.tasks.pop("one")
+    assert ended.group_contains(TimeTravel, match="was at leader epoch 1 and offset 2 .* has it at 1 and 0")
 
 
 async def test_idempotent_appends_are_answered_once_and_gaps_refused(cluster: Cluster) -> None:

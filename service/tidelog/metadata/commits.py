@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import orjson
 
+from tidelog.errors import TimeTravel
 from tidelog.metadata.extents import COUNT_COMMIT, Extent, find_extents
 from tidelog.metadata.leadership import ProducerWindow
 from tidelog.metadata.store import Transaction
@@ -93,6 +94,8 @@ def commit(tx: Transaction, *, broker_epoch: int, partitions: Sequence[Partition
 
     `broker_epoch` is the leader's own, whose count of commits this raises (I11). Trying again after an unknown outcome
     is always right: what was committed the first time answers as it did (I5).
+
+    Raises TimeTravel where a partition is behind what its leader was told before (I11).
     """
     proposals = sorted(partitions, key=lambda proposal: proposal.partition_id)
     assert len({proposal.partition_id for proposal in proposals}) == len(proposals), "one proposal per partition"
@@ -102,7 +105,7 @@ def commit(tx: Transaction, *, broker_epoch: int, partitions: Sequence[Partition
     outcomes: dict[int, Outcome] = {}
     accepted: list[PartitionCommit] = []
     for proposal in proposals:
-        outcome = _decide(proposal, state.get(proposal.partition_id, (0, 0)), resolved, found)
+        outcome = _decide(proposal, state.get(proposal.partition_id), resolved, found)
         outcomes[proposal.partition_id] = outcome or Committed(_end(proposal))
         if outcome is None:
             accepted.append(proposal)
@@ -147,7 +150,7 @@ def _committed_before(tx: Transaction, proposals: Iterable[PartitionCommit]) -> 
 
 def _decide(
     proposal: PartitionCommit,
-    state: tuple[int, int],
+    state: tuple[int, int] | None,
     resolved: dict[int, int],
     found: dict[tuple[int, int, int], list[Extent]],
 ) -> Outcome | None:
@@ -157,7 +160,16 @@ def _decide(
         covering = {extent: old for extent in proposal.extents if (old := _overlapping(proposal.partition_id, extent, found))}
     if covering and _stands(proposal, covering):
         return Committed(_end(proposal))  # I5: an earlier attempt of this commit went through, whoever leads now
-    if state != (proposal.leader_epoch, proposal.next_offset):  # I1
+    if state is None:  # its topic was deleted, and is gone
+        return NotLeader(0, 0)
+    expected = (proposal.leader_epoch, proposal.next_offset)
+    if state < expected:  # neither ever goes back (I6)
+        raise TimeTravel(
+            f"partition {proposal.partition_id} was at leader epoch {expected[0]} and offset {expected[1]} when its leader last heard of it,"
+            f" but this metadata store has it at {state[0]} and {state[1]}: it was restored from an older copy, or a standby that lagged"
+            " behind took its place. Nothing was committed; bring back the newer database, or rebuild it from the bucket"
+        )
+    if state != expected:  # I1
         return NotLeader(*state)
     refused = []
     for extent in proposal.extents:
