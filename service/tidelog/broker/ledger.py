@@ -24,7 +24,7 @@ from tidelog.broker.references import (
 )
 from tidelog.clock import Clock
 from tidelog.config import Settings
-from tidelog.errors import Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable, TimeTravel
+from tidelog.errors import Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
 from tidelog.metadata.cleaning import expire_producers
 from tidelog.metadata.commits import Committed, NewExtent, NotLeader, Outcome, PartitionCommit, Refused, commit
 from tidelog.metadata.extents import Extent, find_references
@@ -516,7 +516,6 @@ class Ledger:
         if isinstance(outcome, Committed):
             self._accept(proposal, outcome)
         elif isinstance(outcome, NotLeader):  # I1: step down, reload, come back with a new epoch
-            _check_forward(proposal, outcome)
             self._metrics.fenced.inc()
             self.step_down(led.partition_id)
             self._changed()
@@ -627,17 +626,6 @@ def committed_offsets(reference: Reference, found: Sequence[Extent]) -> dict[int
                 offsets[append.position] = offset
                 offset += append.record_count
     return offsets
-
-
-def _check_forward(proposal: _Proposal, found: NotLeader) -> None:
-    """Raise TimeTravel where a partition went back behind what was committed before (I6, I11). Epoch 0 is of one that is gone."""
-    was = (proposal.commit.leader_epoch, proposal.commit.next_offset)
-    if found.leader_epoch > 0 and (found.leader_epoch, found.next_offset) < was:
-        raise TimeTravel(
-            f"partition {proposal.commit.partition_id} ended at offset {was[1]} in leader epoch {was[0]}, but the metadata store says"
-            f" {found.next_offset} in {found.leader_epoch} now: it was replaced by an older copy. This broker ends, lest offsets are"
-            " given twice; bring back the newer database, or rebuild it from the bucket"
-        )
 
 
 def _never_seen(reference: Reference) -> Unknown:

@@ -163,9 +163,9 @@ def _decide(
     if state is None:  # its topic was deleted, and is gone
         return NotLeader(0, 0)
     expected = (proposal.leader_epoch, proposal.next_offset)
-    if state < expected:  # neither ever goes back (I6)
+    if state[0] < expected[0] or state[1] < expected[1]:  # neither ever goes back (I6)
         raise TimeTravel(
-            f"partition {proposal.partition_id} was at leader epoch {expected[0]} and offset {expected[1]} when its leader last heard of it,"
+            f"partition {proposal.partition_id} was at leader epoch {expected[0]} and offset {expected[1]} when its leader last asked,"
             f" but this metadata store has it at {state[0]} and {state[1]}: it was restored from an older copy, or a standby that lagged"
             " behind took its place. Nothing was committed; bring back the newer database, or rebuild it from the bucket"
         )
