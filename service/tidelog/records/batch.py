@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
 
-from crc32c import crc32c
-
 from tidelog.errors import CorruptBatch, RecordTooLarge
+from tidelog.records.checksum import crc32c
 
 Buffer = bytes | bytearray | memoryview
 

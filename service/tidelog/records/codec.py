@@ -12,10 +12,9 @@ from itertools import accumulate, chain, pairwise
 from struct import Struct
 from typing import Any, NamedTuple
 
-from crc32c import crc32c
-
 from tidelog.errors import CorruptBatch, InvalidRequest, RecordTooLarge
 from tidelog.records.batch import COMPRESSIONS, HEADER_BYTES, BatchHeader, Buffer, scan
+from tidelog.records.checksum import crc32c
 from tidelog.records.compression import DecompressionLimits, compress, decompress
 
 _HEAD = Struct(">qiibI")

@@ -9,12 +9,12 @@ from enum import IntEnum
 from itertools import pairwise
 from struct import Struct
 
-from crc32c import crc32c
 from google.protobuf.message import DecodeError
 
 from tidelog.errors import CorruptBatch, CorruptSegment
 from tidelog.proto.v1 import segment_pb2
 from tidelog.records.batch import BatchHeader, Buffer, scan
+from tidelog.records.checksum import crc32c
 
 VERSION = 1
 HEADER_BYTES = 8
