@@ -16,7 +16,7 @@ became of it. What keeps records in order and neither lost nor doubled (I4, I5):
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import Enum
 
 from tidelog.client.acks import Ack
@@ -76,13 +76,14 @@ class Batch:
                 self.headers = [()] * before
             self.headers.append(headers)
 
-    def add_many(
-        self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, timestamps: Sequence[int] | None, size: int
-    ) -> None:
-        """Add a column of records without headers."""
+    def add_many(self, values: list[bytes | None], keys: list[bytes | None] | None, timestamps: list[int] | None, size: int) -> None:
+        """Add columns of records without headers; the lists are the batch's from now on."""
         self.is_plain = self.is_plain and keys is None and timestamps is None
         before, more = len(self.values), len(values)
-        self.values += values
+        if before:
+            self.values += values
+        else:
+            self.values = values
         self.size += size
         if keys is not None or self.keys is not None:
             self.keys = [None] * before if self.keys is None else self.keys

@@ -1,6 +1,9 @@
 """What users hand to a producer, checked before it is taken."""
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import accumulate
 from types import NoneType
 
 from tidelog.errors import InvalidRequest
@@ -18,10 +21,10 @@ def as_bytes(name: str, value: object) -> bytes:
     raise InvalidRequest(f"a {name} of type {type(value).__name__} was sent; give bytes, as in text.encode()")
 
 
-def checked_column(name: str, column: Sequence[bytes | None]) -> Sequence[bytes | None]:
-    """Return a column of bytes and None. Raises InvalidRequest."""
-    if not set(map(type, column)) - _COLUMN_TYPES and isinstance(column, list | tuple):
-        return column
+def checked_column(name: str, column: Sequence[bytes | None]) -> list[bytes | None]:
+    """Return a column of bytes and None as a list. Raises InvalidRequest."""
+    if not set(map(type, column)) - _COLUMN_TYPES:
+        return column if isinstance(column, list) else list(column)
     return [None if value is None else as_bytes(name, value) for value in column]
 
 
@@ -48,9 +51,44 @@ def check_timestamps(timestamps: Sequence[int]) -> None:
             raise InvalidRequest(f"a timestamp of {edge!r} was sent; give Unix milliseconds, not before 1970")
 
 
-def sizes(column: Sequence[bytes | None]) -> list[int]:
-    """Return about how many bytes a record of each takes."""
+def sizes(values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> list[int]:
+    """Return how many bytes each record has, beside its overhead."""
+    found = _lengths(values)
+    return found if keys is None else list(map(int.__add__, found, _lengths(keys)))
+
+
+def largest(values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> int:
+    """Return how many bytes the largest record has, beside its overhead."""
+    if keys is None:
+        with suppress(TypeError):  # a None among them
+            return max(map(len, values), default=0)  # type: ignore[arg-type]
+    return max(sizes(values, keys), default=0)
+
+
+def runs(
+    values: list[bytes | None], keys: list[bytes | None] | None, *, aim_bytes: int
+) -> Iterator[tuple[list[bytes | None], list[bytes | None] | None, int]]:
+    """Cut columns into runs of at least one record and about `aim_bytes`; yield the values, keys and bytes of each.
+
+    How many records that is, is guessed from the run before; only where the guess was too high are lengths added up one by one.
+    """
+    start = 0
+    count = max(1, aim_bytes // (RECORD_OVERHEAD_BYTES + sum(sizes(values[:1], keys and keys[:1]))))
+    while start < len(values):
+        run, run_keys = values[start : start + count], keys and keys[start : start + count]
+        lengths = sizes(run, run_keys)
+        size = sum(lengths) + RECORD_OVERHEAD_BYTES * len(run)
+        if size > aim_bytes and len(run) > 1:
+            ends = list(accumulate(RECORD_OVERHEAD_BYTES + length for length in lengths))
+            end = max(1, bisect_right(ends, aim_bytes))
+            run, run_keys, size = run[:end], run_keys and run_keys[:end], ends[end - 1]
+        yield run, run_keys, size
+        start += len(run)
+        count = max(1, len(run) * aim_bytes // size)
+
+
+def _lengths(column: Sequence[bytes | None]) -> list[int]:
     try:
-        return list(map(RECORD_OVERHEAD_BYTES.__add__, map(len, column)))  # type: ignore[arg-type]
+        return list(map(len, column))  # type: ignore[arg-type]
     except TypeError:  # a None among them
-        return [RECORD_OVERHEAD_BYTES + (0 if value is None else len(value)) for value in column]
+        return [0 if value is None else len(value) for value in column]

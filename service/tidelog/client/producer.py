@@ -11,11 +11,9 @@ unknown at once.
 """
 
 import asyncio
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +24,7 @@ from tidelog.client import wire
 from tidelog.client.acks import Ack, AckRange, Acks
 from tidelog.client.appends import Append, Batch, PartitionQueue
 from tidelog.client.connection import Broker, Brokers
-from tidelog.client.inputs import RECORD_OVERHEAD_BYTES, Headers, as_bytes, check_timestamps, checked_column, checked_headers, sizes
+from tidelog.client.inputs import RECORD_OVERHEAD_BYTES, Headers, as_bytes, check_timestamps, checked_column, checked_headers, largest, runs
 from tidelog.client.partitioner import partition_of
 from tidelog.errors import (
     Draining,
@@ -257,26 +255,28 @@ class Producer:
         known = self._topic(topic)
         if partition is None:
             await self._partitions_known(known)
-        parts: list[tuple[PartitionQueue, asyncio.Future[Ack], Sequence[int]]] = []
+        self._check_largest(values, keys)
+        futures: list[asyncio.Future[Ack]] = []
+        places: list[Sequence[int]] = []
         for chosen, indices in self._split(known, len(values), keys, partition):
             whole = isinstance(indices, range)
             column = values if whole else [values[index] for index in indices]
-            chunk_keys = None if keys is None else [keys[index] for index in indices]
-            chunk_times = None if timestamps is None else [timestamps[index] for index in indices]
-            for start, end, size in self._chunks(column, chunk_keys):
+            column_keys = keys if whole or keys is None else [keys[index] for index in indices]
+            end = 0
+            for run, run_keys, size in runs(column, column_keys, aim_bytes=self._batch_bytes):
                 await self._room_for(size)
                 queue = self._choose(known, size) if chosen is None else self._queue(topic, chosen)
+                place = indices[end : (end := end + len(run))]
+                times = None if timestamps is None else [timestamps[index] for index in place]
                 future: asyncio.Future[Ack] = self._loop.create_future()
                 self._buffered += size
-                self._add_many(
-                    queue, column[start:end], None if chunk_keys is None else chunk_keys[start:end],
-                    None if chunk_times is None else chunk_times[start:end], size, future,
-                )  # fmt: skip
-                parts.append((queue, future, indices[start:end]))
-        first_acks = await _all([future for _, future, _ in parts])
+                self._add_many(queue, run, run_keys, times, size, future)
+                futures.append(future)
+                places.append(place)
+        first_acks = await _all(futures)
         ranges = [
-            AckRange(ack.topic, ack.partition, ack.offset, ack.offset + len(indices), indices)
-            for ack, (_, _, indices) in zip(first_acks, parts, strict=True)
+            AckRange(ack.topic, ack.partition, ack.offset, ack.offset + len(place), place)
+            for ack, place in zip(first_acks, places, strict=True)
         ]
         return Acks(ranges, len(values), first_acks, timestamps)
 
@@ -351,8 +351,8 @@ class Producer:
             self._fill(queue, batch)
 
     def _add_many(
-        self, queue: PartitionQueue, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, timestamps: Sequence[int] | None,
-        size: int, future: "asyncio.Future[Ack]",
+        self, queue: PartitionQueue, values: list[bytes | None], keys: list[bytes | None] | None, timestamps: list[int] | None, size: int,
+        future: "asyncio.Future[Ack]",
     ) -> None:  # fmt: skip
         batch = self._batch_for(queue, size, None)
         batch.indices.append(len(batch.values))
@@ -429,22 +429,13 @@ class Producer:
             places.setdefault(chosen, []).append(index)
         yield from places.items()
 
-    def _chunks(self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> Iterator[tuple[int, int, int]]:
-        """Yield (start, end, bytes) of runs of about a batch's size."""
-        lengths = sizes(values)
-        if keys is not None:
-            lengths = list(map(int.__add__, lengths, sizes(keys)))
-        if max(lengths) > self._max_record_bytes:
+    def _check_largest(self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> None:
+        size = RECORD_OVERHEAD_BYTES + largest(values, keys)
+        if size > self._max_record_bytes:
             raise RecordTooLarge(
-                f"a record of {max(lengths)} bytes was to be sent, but max_record_bytes is {self._max_record_bytes}; send less. Records"
-                " of other partitions may be on their way"
+                f"a record of {size} bytes was to be sent, but max_record_bytes is {self._max_record_bytes}; send less. Of this list"
+                " nothing was sent"
             )
-        ends = list(accumulate(lengths, initial=0))
-        start = 0
-        while start < len(values):
-            end = max(start + 1, bisect_right(ends, ends[start] + self._batch_bytes) - 1)
-            yield start, end, ends[end] - ends[start]
-            start = end
 
     # ---- topics
 
