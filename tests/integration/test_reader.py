@@ -37,6 +37,7 @@ from tidelog.records.codec import Record, encode, encode_many
 from tidelog.segments.format import ChunkSource, Origin, encode_intake, encode_merged
 from tidelog.segments.keys import IntakeKey, MergedKey
 
+from tests import virtual_time
 from tests.contract.metadata_steps import CLUSTER_ID, TOPIC_ID, append, join, lead, topic
 
 KIB = 1024
@@ -395,6 +396,20 @@ async def test_a_feed_that_breaks_is_replaced_by_polls_and_opened_again() -> Non
             await cursor.wait(29)
         assert reader.stats.feeds_opened >= 3
         assert await read_all(cursor) == log.bytes_from(0)
+
+
+def test_polls_go_on_after_the_database_was_away_for_a_day() -> None:
+    async def outage() -> None:
+        async with a_log() as log, reading(log, own=False) as reader, reader.follow(log.ref()) as cursor:
+            log.peers.refusing = True
+            log.metadata.away = True
+            await asyncio.sleep(24 * 3600)
+            log.metadata.away = False
+            await log.write_many(1, tell=False)
+            async with asyncio.timeout(11):
+                await cursor.wait(9)
+
+    virtual_time.run(outage)
 
 
 async def test_all_followed_partitions_are_polled_in_one_statement_and_none_that_nobody_follows() -> None:

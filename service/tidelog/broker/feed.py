@@ -26,6 +26,8 @@ from tidelog.randomness import Random
 _SWEEP_POLLS = 25
 """Every so many polls all partitions are asked for, those with a feed too: no news that got lost stays unnoticed."""
 _LONGEST_BACKOFF_SECONDS = 10.0
+_MOST_DOUBLINGS = 30
+"""Of a pause between attempts: an outage may last for days, and the power must stay a number that a float can hold."""
 _BOUNDS_ONLY = 2**62
 """An offset that no extent reaches: where nothing is known yet, the past is not asked for."""
 
@@ -261,7 +263,7 @@ class Feed:
             asked = [followed for followed in self._followed.values() if swept or followed.trust is not _Trust.SURE]
             if asked:
                 failures = 0 if await self._poll(asked) else failures + 1
-            pause = min(interval * 2**failures, max(interval, _LONGEST_BACKOFF_SECONDS))
+            pause = min(interval * 2 ** min(failures, _MOST_DOUBLINGS), max(interval, _LONGEST_BACKOFF_SECONDS))
             await asyncio.sleep(pause if not failures else self._chance.uniform(pause / 2, pause))
 
     async def _poll(self, asked: Sequence[Followed]) -> bool:
@@ -290,7 +292,7 @@ class Feed:
         """Note that a feed is gone; return after how many seconds to open it again."""
         self._stats.feeds_broken += 1
         self._lost(feed)
-        longest = min(self._settings.follower_poll_ms / 1000 * 2 ** min(feed.failures, 30), _LONGEST_BACKOFF_SECONDS)
+        longest = min(self._settings.follower_poll_ms / 1000 * 2 ** min(feed.failures, _MOST_DOUBLINGS), _LONGEST_BACKOFF_SECONDS)
         return self._chance.uniform(longest / 2, longest)
 
 
