@@ -1,6 +1,7 @@
 """The Consume stream, Read and ListOffsets, over real sockets."""
 
 import asyncio
+import random
 from typing import Any
 
 import grpc
@@ -101,6 +102,72 @@ async def test_a_client_that_does_not_read_costs_a_few_responses() -> None:
         for _ in range(900):
             await next_of(call, "batches")
         call.cancel()
+
+
+async def test_many_partitions_that_a_client_does_not_read_cost_a_few_responses_and_not_all_its_credit() -> None:
+    async with serving(response_bytes=65536, options=[("grpc.http2.lookahead_bytes", 65536)]) as served:
+        await served.broker.create_topic("wide", partitions=200, config=TopicConfig())
+        logs = served.broker.logs["wide"]
+        for log in logs:
+            for _ in range(2):
+                log.append(batch(bytes(60_000)))
+        call = served.log.Consume()
+        await call.write(grant(*(add(number + 1, topic="wide", partition=number) for number in range(200)), credit=60_000_000))
+        await next_of(call, "batches")
+        seen = -1
+        while seen != sum(log.reads for log in logs):  # until flow control has stopped it
+            seen = sum(log.reads for log in logs)
+            await asyncio.sleep(0.2)
+        assert seen < 150
+        call.cancel()
+
+
+async def test_what_lies_beyond_a_stop_takes_nothing_of_the_credit() -> None:
+    async with serving(response_bytes=8192) as served:
+        log = served.broker.logs["t"][0]
+        for _ in range(10):
+            log.append(batch(bytes(1000)))
+        call = served.log.Consume()
+        most = credit = 8192  # a run of seven batches, of which each subscription wants the first alone
+        for number in range(20):
+            await call.write(grant(add(number, 0, stop=1), credit=credit))
+            credit = len((await next_of(call, "batches")).batches)
+            await next_of(call, "end")
+        await call.write(grant(add(20), credit=credit))
+        assert len((await next_of(call, "batches")).batches) > most - 1100
+        call.cancel()
+
+
+async def test_seeks_and_drops_lose_no_credit() -> None:
+    async with serving(response_bytes=2048) as served:
+        for log in served.broker.logs["t"]:
+            for _ in range(500):
+                log.append(batch(bytes(1000)))
+        chance = random.Random(4)
+        most = 20_000
+        call = served.log.Consume()
+        reading = asyncio.ensure_future(next_of(call, "batches"))
+
+        async def received(seconds: float) -> int:
+            """Bytes of a batch that comes, or 0."""
+            nonlocal reading
+            if not (await asyncio.wait([reading], timeout=seconds))[0]:
+                return 0
+            found, reading = len(reading.result().batches), asyncio.ensure_future(next_of(call, "batches"))
+            return found
+
+        credit = most
+        for _ in range(200):
+            seeks = [add(chance.randrange(6), chance.randrange(400), partition=chance.randrange(2)) for _ in range(chance.randrange(3))]
+            await call.write(grant(*seeks, credit=credit, drop=(chance.randrange(6),)))
+            credit = sum([await received(0.01) for _ in range(chance.randrange(4))])
+        await call.write(grant(add(7), credit=credit, drop=tuple(range(6))))
+        left = 0
+        while more := await received(1):
+            left += more
+        assert left >= most, "all of it is there for whoever is left"
+        call.cancel()
+        await asyncio.wait([reading])
 
 
 async def test_a_seek_sends_nothing_more_of_the_old_position() -> None:

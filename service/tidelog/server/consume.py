@@ -1,7 +1,8 @@
 """One Consume stream: a task for each subscription reads as the client's credit allows, one writer sends.
 
-Nothing is read from the broker without credit, and what was read waits in a short queue: a client that does not take
-what it asked for costs at most its credit. A response of a subscription that was moved or dropped is not sent any more.
+Nothing is read from the broker without credit, nor while enough waits to be sent: a client that does not take what it
+asked for costs a few responses, however much credit it gave. A response of a subscription that was moved or dropped is
+not sent any more, and its credit is not lost.
 """
 
 import asyncio
@@ -22,7 +23,9 @@ from tidelog.server.ports import Cursor, LogBroker
 from tidelog.server.streams import leaving, next_message
 from tidelog.telemetry import get_logger
 
-_QUEUED_RESPONSES = 4
+_QUEUED = 4
+_UNSENT_RESPONSES = 2
+"""Of full size. One is being sent while the next is made; more would only wait."""
 _log = get_logger(__name__)
 
 ConsumeContext = grpc.aio.ServicerContext[log_pb2.ConsumeRequest, log_pb2.ConsumeResponse | bytes]
@@ -38,9 +41,10 @@ class _Subscription:
 @dataclass(frozen=True, slots=True)
 class _Queued:
     subscription: _Subscription
-    response: log_pb2.ConsumeResponse | bytes
-    data_bytes: int
-    is_end: bool
+    responses: tuple[log_pb2.ConsumeResponse | bytes, ...]
+    credit_bytes: int = 0
+    """What they take of the client's credit."""
+    is_end: bool = False
 
 
 class ConsumeStream:
@@ -52,10 +56,10 @@ class ConsumeStream:
         self._context = context
         self._response_bytes = settings.response_bytes
         self._most_subscriptions = settings.max_subscriptions_per_stream
-        self._credit = Credit(most=settings.max_credit_bytes)
+        self._credit = Credit(most=settings.max_credit_bytes, most_unsent=_UNSENT_RESPONSES * settings.response_bytes)
         self._subscriptions: dict[int, _Subscription] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._queue: asyncio.Queue[_Queued | None] = asyncio.Queue(_QUEUED_RESPONSES)
+        self._queue: asyncio.Queue[_Queued | None] = asyncio.Queue(_QUEUED)
         self._client_is_done = False
         self._over = False
         self._error: BaseException | None = None
@@ -122,7 +126,7 @@ class ConsumeStream:
             f"subscription {subscription.subscription_id} was asked for, but max_subscriptions_per_stream is {self._most_subscriptions};"
             " drop some, or open another stream"
         )
-        await self._queue.put(_Queued(subscription, wire.end_response(subscription.subscription_id, -1, error), 0, is_end=True))
+        await self._queue.put(_Queued(subscription, (wire.end_response(subscription.subscription_id, -1, error),), is_end=True))
 
     def _finish(self, error: BaseException | None) -> None:
         if not self._over:
@@ -135,9 +139,11 @@ class ConsumeStream:
         subscription = queued.subscription
         current = self._subscriptions.get(subscription.subscription_id)
         if current is not subscription and not (current is None and subscription.task is None):
-            self._credit.give_back(queued.data_bytes)
+            self._credit.give_back(queued.credit_bytes)
             return
-        await self._context.write(queued.response)
+        for response in queued.responses:
+            await self._context.write(response)
+        self._credit.sent(queued.credit_bytes)
         if queued.is_end and self._subscriptions.get(subscription.subscription_id) is subscription:
             del self._subscriptions[subscription.subscription_id]
             if self._client_is_done and not self._subscriptions:
@@ -160,43 +166,49 @@ class ConsumeStream:
                 _log.error("subscription_failed_unexpectedly", topic=topic, partition=partition, exc_info=caught)
             error = wire.known(caught)
         response = wire.end_response(subscription.subscription_id, subscription.next_offset, error)
-        await self._queue.put(_Queued(subscription, response, 0, is_end=True))
+        await self._queue.put(_Queued(subscription, (response,), is_end=True))
 
     async def _push(self, subscription: _Subscription, cursor: Cursor, stop: int | None) -> None:
         offset = subscription.next_offset
         told: tuple[int, int, int] | None = None
         while stop is None or offset < stop:
-            run = await self._read_run(cursor, offset)
-            if stop is not None and run.next_offset > stop:
-                run = _before(run, stop)
+            run = await self._read_run(cursor, offset, stop)
+            following = max(offset, run.next_offset)
+            responses: list[log_pb2.ConsumeResponse | bytes] = []
             if told is None or not run.batches:
-                position = offset if run.batches else max(offset, run.next_offset)
+                position = offset if run.batches else following
                 if told != (told := (position, run.high_watermark, run.log_start_offset)):
-                    await self._put(subscription, wire.progress_response(subscription.subscription_id, position, run), 0)
+                    responses.append(wire.progress_response(subscription.subscription_id, position, run))
             if run.batches:
-                size = len(run.batches)
-                await self._put(subscription, wire.batches_response(subscription.subscription_id, run), size)
+                responses.append(wire.batches_response(subscription.subscription_id, run))
                 told = (run.next_offset, run.high_watermark, run.log_start_offset)
-            offset = max(offset, run.next_offset)
+            size, high_watermark = len(run.batches), run.high_watermark
+            del run  # its bytes are the cache's: a slow client must not keep them alive
+            if responses:
+                await self._put(_Queued(subscription, tuple(responses), size))
+            offset = following
             subscription.next_offset = offset if stop is None else min(offset, stop)
-            if offset >= run.high_watermark and (stop is None or offset < stop):
+            if offset >= high_watermark and (stop is None or offset < stop):
                 await cursor.wait(offset)
 
-    async def _read_run(self, cursor: Cursor, offset: int) -> Run:
+    async def _read_run(self, cursor: Cursor, offset: int, stop: int | None) -> Run:
+        """Read as much as there is credit for. What is left of the run is what is sent, and takes its bytes of the credit."""
         room = await self._credit.take(self._response_bytes)
         used = 0
         try:
             run = await cursor.read(offset, max_bytes=room)
+            if stop is not None and run.next_offset > stop:
+                run = _before(run, stop)
             used = len(run.batches)
         finally:
             self._credit.settle(room, used=used)
         return run
 
-    async def _put(self, subscription: _Subscription, response: log_pb2.ConsumeResponse | bytes, data_bytes: int) -> None:
+    async def _put(self, queued: _Queued) -> None:
         try:
-            await self._queue.put(_Queued(subscription, response, data_bytes, is_end=False))
+            await self._queue.put(queued)
         except asyncio.CancelledError:
-            self._credit.give_back(data_bytes)
+            self._credit.give_back(queued.credit_bytes)
             raise
 
 

@@ -10,13 +10,15 @@ class Credit:
     """Granted by the client, taken before each read, and given back as far as the read found less.
 
     May fall below zero, for a response holds at least one batch; then nothing is read until it is above zero again.
-    Who waits is served in turn.
+    Nor is anything while `most_unsent` bytes have been read and not sent. Who waits is served in turn.
     """
 
-    def __init__(self, *, most: int) -> None:
+    def __init__(self, *, most: int, most_unsent: int) -> None:
         self._most = most
+        self._most_unsent = most_unsent
         self._free = 0
         self._taken = 0
+        self._unsent = 0
         self._closed = False
         self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
 
@@ -36,7 +38,9 @@ class Credit:
         self._serve()
 
     async def take(self, most: int) -> int:
-        """Wait for credit and take up to `most` bytes of it. Raises InvalidRequest when none can come any more."""
+        """Take up to `most` bytes of credit, once there is some. Raises InvalidRequest when none can come any more."""
+        if self._can_take and not self._waiting:
+            return self._take(most)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((most, future))
         self._serve()
@@ -48,27 +52,46 @@ class Credit:
             raise
 
     def settle(self, taken: int, *, used: int) -> None:
-        """Say how much of what was taken has been used."""
+        """Say how much of what was taken waits to be sent now; the rest is free again."""
         self._taken -= taken
         self._free += taken - used
+        self._unsent += used
+        self._serve()
+
+    def sent(self, used: int) -> None:
+        """Say that a response has been sent."""
+        self._unsent -= used
         self._serve()
 
     def give_back(self, used: int) -> None:
         """Return what was used for a response that is not sent after all."""
         self._free += used
-        self._serve()
+        self.sent(used)
+
+    @property
+    def _can_take(self) -> bool:
+        return self._free > 0 and self._unsent < self._most_unsent
+
+    def _take(self, most: int) -> int:
+        size = min(most, self._free)
+        self._free -= size
+        self._taken += size
+        return size
 
     def _serve(self) -> None:
-        while self._waiting and (self._free > 0 or (self._closed and not self._taken)):
-            most, future = self._waiting.popleft()
-            if future.done():
-                continue
-            if self._free <= 0:
-                future.set_exception(
-                    InvalidRequest("the credit is used up, and the client has closed its side of the stream; grant more before closing it")
-                )
-                continue
-            size = min(most, self._free)
-            self._free -= size
-            self._taken += size
-            future.set_result(size)
+        """Give the first who waits its turn. The next has its own after that: what is read from memory is settled by then."""
+        while self._waiting and self._waiting[0][1].done():  # has left
+            self._waiting.popleft()
+        if not self._waiting:
+            return
+        most, future = self._waiting[0]
+        if self._can_take:
+            future.set_result(self._take(most))
+        elif self._closed and not self._taken and not self._unsent:  # nothing comes from the client, nor back from under way
+            future.set_exception(
+                InvalidRequest("the credit is used up, and the client has closed its side of the stream; grant more before closing it")
+            )
+        else:
+            return
+        self._waiting.popleft()
+        asyncio.get_running_loop().call_soon(self._serve)
