@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -28,6 +28,9 @@ from tidelog.objects.memory import MemoryStore
 from tidelog.objects.store import ObjectStore
 from tidelog.records.batch import Buffer
 from tidelog.records.codec import Producer, encode_many
+
+from tests import virtual_time
+from tests.virtual_time import VirtualClock
 
 QUICK = Settings(lease_ms=1000, catalog_poll_ms=50, max_latency_ms=20, append_timeout_ms=10_000, drain_propagation_ms=0)
 
@@ -197,6 +200,20 @@ async def open_cluster(clock: Clock | None = None) -> AsyncIterator[Cluster]:
         cluster = Cluster(SharedStore(store), MemoryStore(clock=clock), clock)
         stack.push_async_callback(cluster.close)
         yield cluster
+
+
+def on_virtual_time(test: Callable[[Cluster], Awaitable[None]]) -> Callable[[], None]:
+    """Make a test of a coroutine that is given a cluster: hours pass in seconds."""
+
+    def wrapped() -> None:
+        async def main() -> None:
+            async with open_cluster(VirtualClock()) as cluster:
+                await test(cluster)
+
+        virtual_time.run(main)
+
+    wrapped.__doc__ = test.__doc__
+    return wrapped
 
 
 def batch(*values: bytes, producer: Producer | None = None) -> Buffer:

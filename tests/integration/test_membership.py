@@ -1,7 +1,7 @@
 """Leases, epochs and leaving, of whole brokers on virtual time and a metadata store that can be away, or slow."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,9 +12,7 @@ from tidelog.metadata.membership import end_expired_epochs, register, report_res
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import TopicConfig
 
-from tests import virtual_time
-from tests.cluster import QUICK, Cluster, append, open_cluster, until
-from tests.virtual_time import VirtualClock
+from tests.cluster import QUICK, Cluster, append, on_virtual_time, until
 
 T = TypeVar("T")
 LEASE_S = 10.0
@@ -43,20 +41,6 @@ class Weather:
         return await self._store.run(verb, *args, **kwargs)
 
     run_reserved = run
-
-
-def on_virtual_time(test: Callable[[Cluster], Awaitable[None]]) -> Callable[[], None]:
-    """Make a test of a coroutine that is given a cluster."""
-
-    def wrapped() -> None:
-        async def main() -> None:
-            async with open_cluster(VirtualClock()) as cluster:
-                await test(cluster)
-
-        virtual_time.run(main)
-
-    wrapped.__doc__ = test.__doc__
-    return wrapped
 
 
 def weather(broker: Broker) -> Weather:

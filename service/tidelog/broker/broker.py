@@ -360,6 +360,11 @@ class Broker:
         left = sum(counts.get(epoch, 0) for epoch in epochs)
         return left == 0 and not undo, left
 
+    @property
+    def intake_bytes(self) -> int:
+        """Bytes of appends held now, every copy counted."""
+        return self._budget.used_bytes
+
     def member(self) -> members.Broker | None:
         """Return this broker as a member; None while it has no epoch, or has not seen itself in the membership yet."""
         return None if self.life is None else self.catalog.broker(self.life.identity.broker_epoch)

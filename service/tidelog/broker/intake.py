@@ -24,6 +24,7 @@ from tidelog.errors import (
     OutcomeUnknown,
     OutOfOrderSequence,
     ProducerFenced,
+    RecordTooLarge,
     Throttled,
     TimedOut,
     UnknownProducer,
@@ -34,6 +35,9 @@ from tidelog.segments.format import ChunkSource, Footer
 
 COPIES = 3
 """Of an append's bytes that are in memory at once, at worst: as it came, as it waits, and joined for its upload."""
+APPEND_BYTES = 1024
+BATCH_BYTES = 256
+"""What is kept beside the bytes of an append, and of each of its batches, here and at the leader: most of the cost of a small one."""
 _ENOUGH = 8
 """This part of a full segment is worth a request of its own, where the budget of requests allows."""
 _SWEEP_S = 0.05
@@ -60,7 +64,12 @@ class Budget:
         self.used_bytes = 0
 
     def take(self, cost_bytes: int) -> None:
-        """Take from the budget. Raises Throttled where there is not enough left."""
+        """Take from the budget. Raises Throttled where there is not enough left, RecordTooLarge where there never is."""
+        if cost_bytes > self.limit_bytes:
+            raise RecordTooLarge(
+                f"the append needs {cost_bytes} bytes, every copy and every batch counted, but intake_budget_bytes is {self.limit_bytes};"
+                " split it"
+            )
         if self.used_bytes + cost_bytes > self.limit_bytes:
             raise Throttled(
                 f"the append needs {cost_bytes} bytes, but {self.used_bytes} of intake_budget_bytes = {self.limit_bytes} are in use;"
@@ -75,7 +84,7 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class _Append:
-    """One append on its way. `result` is settled once; what happens to the bytes afterwards nobody waits for."""
+    """One append on its way. It is answered once; what happens to the bytes afterwards nobody waits for."""
 
     batches: Buffer
     headers: Sequence[BatchHeader]
@@ -87,6 +96,8 @@ class _Append:
     fencing_token: str | None
     record_count: int
     max_timestamp_ms: int
+    answered: bool = False
+    """Whether its outcome is settled. Not `result.done()`: a caller who cancels that takes nothing back (I5)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +119,7 @@ class _Segment:
     cost_bytes: int = 0
     sequence: int = 0
     outstanding: set[Outstanding] = field(default_factory=set)
+    uploading: bool = False
     released: bool = False
     sealed_at: float = 0.0
     uploaded_at: float = 0.0
@@ -153,7 +165,7 @@ class Intake:
         self._tokens_at = clock.monotonic()
         self._checking = False
         self._timer: asyncio.TimerHandle | None = None
-        self._refusing: BrokerError | None = None
+        self._refusing: Callable[[], BrokerError] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self.outbox: Outbox | None = None
@@ -167,7 +179,7 @@ class Intake:
         Raises CorruptBatch, RecordTooLarge, Throttled, Draining, NotReady.
         """
         if self._refusing is not None:
-            raise self._refusing
+            raise self._refusing()
         if not self._lease_stands():
             raise NotReady(
                 "this broker's lease could not be renewed, so it may not take appends; nothing was done: try again, or try another broker"
@@ -176,7 +188,8 @@ class Intake:
         headers = check_append(request.batches, limits=self._limits, now_ms=self._clock.wall_ms())
         sequence = _sequence(headers)
         size = len(request.batches)
-        self._budget.take(COPIES * size)
+        cost = COPIES * size + APPEND_BYTES + BATCH_BYTES * len(headers)
+        self._budget.take(cost)
         now = self._clock.monotonic()
         timeout_ms = min(request.timeout_ms or settings.append_timeout_ms, settings.max_append_timeout_ms)
         append = _Append(
@@ -192,11 +205,11 @@ class Intake:
             max_timestamp_ms=max(header.max_timestamp_ms for header in headers),
         )
         latency_ms = min(request.max_latency_ms or settings.max_latency_ms, timeout_ms // 2)
-        self._add(ref, append, size, now, now + latency_ms / 1000)
+        self._add(ref, append, cost, now, now + latency_ms / 1000)
         return append.result
 
-    def refuse(self, error: BrokerError) -> None:
-        """Take nothing more; `error` says why."""
+    def refuse(self, error: Callable[[], BrokerError]) -> None:
+        """Take nothing more; `error` makes what says why, a new one each time: a raised one holds on to what raised it."""
         self._refusing = error
 
     async def drained(self) -> None:
@@ -207,6 +220,11 @@ class Intake:
     def resolved_sequence(self) -> int:
         """No reference to this or a lower sequence will be sent again (I7)."""
         return next(iter(self._live)) - 1 if self._live else self._sequence
+
+    @property
+    def open_sequences(self) -> int:
+        """How many sequences are not resolved."""
+        return len(self._live)
 
     @property
     def open_bytes(self) -> int:
@@ -223,10 +241,16 @@ class Intake:
         """Say that nothing of a segment is going to be committed any more."""
         segment = self._live.pop(sequence, None)
         if segment is not None:
-            self._budget.give_back(segment.cost_bytes)
+            self._give_back(segment)
         self._check_soon()
 
-    def _add(self, ref: PartitionRef, append: _Append, size: int, now: float, seal_at: float) -> None:
+    def _give_back(self, segment: _Segment) -> None:
+        """Give back what a segment took from the budget, unless its upload still holds the bytes."""
+        if not segment.uploading:
+            self._budget.give_back(segment.cost_bytes)
+            segment.cost_bytes = 0
+
+    def _add(self, ref: PartitionRef, append: _Append, cost_bytes: int, now: float, seal_at: float) -> None:
         segment = self._open
         if segment is None:
             segment = self._open = _Segment(opened_at=now, seal_at=seal_at)
@@ -235,8 +259,8 @@ class Intake:
         if chunk is None:
             chunk = segment.chunks[ref.partition_id] = _Chunk(ref)
         chunk.appends.append(append)
-        segment.length += size
-        segment.cost_bytes += COPIES * size
+        segment.length += len(append.batches)
+        segment.cost_bytes += cost_bytes
         segment.deadline = min(segment.deadline, append.deadline)
         segment.seal_at = min(segment.seal_at, seal_at)
         self._check_soon()
@@ -259,7 +283,9 @@ class Intake:
         now = self._clock.monotonic()
         if self._uploads.full or len(self._live) >= self._settings.max_open_sequences:
             return  # looked at again when an upload ends, or a segment is resolved
-        if segment.length >= self._settings.segment_bytes:
+        if self._refusing is not None:
+            self._seal(segment, "drain", now)
+        elif segment.length >= self._settings.segment_bytes:
             self._seal(segment, "size", now)
         elif now >= segment.seal_at:
             self._seal(segment, "deadline", now)
@@ -299,7 +325,7 @@ class Intake:
         self._live[segment.sequence] = segment
         sources = []
         for chunk in segment.chunks.values():
-            chunk.appends = [append for append in chunk.appends if not append.result.done()]
+            chunk.appends = [append for append in chunk.appends if not append.answered]
             if chunk.appends:
                 sources.append(
                     ChunkSource(
@@ -312,21 +338,31 @@ class Intake:
         if not sources:
             self.resolve(segment.sequence)
             return
+        segment.uploading = True
         self._uploads.begin(
-            segment.sequence, sources, lambda: self._latest_deadline(segment), lambda result: self._uploaded(segment, result)
+            segment.sequence,
+            sources,
+            lambda: self._latest_deadline(segment),
+            report=lambda result: self._uploaded(segment, result),
+            ended=lambda: self._upload_ended(segment),
         )
         self._check_soon()
 
     def _latest_deadline(self, segment: _Segment) -> float:
-        waiting = [append.deadline for chunk in segment.chunks.values() for append in chunk.appends if not append.result.done()]
+        waiting = [append.deadline for chunk in segment.chunks.values() for append in chunk.appends if not append.answered]
         return max(waiting, default=0.0)
+
+    def _upload_ended(self, segment: _Segment) -> None:
+        segment.uploading = False
+        if segment.sequence not in self._live:  # nobody waited for it any more
+            self._give_back(segment)
+        self._check_soon()
 
     # ---- after the upload, in the order of sequences
 
     def _uploaded(self, segment: _Segment, result: Footer | UploadFailed | None) -> None:
         """Send the references of an uploaded segment; or fail its appends, whose references never left (I2)."""
-        self._check_soon()
-        if segment.released or segment.sequence not in self._live:
+        if segment.sequence not in self._live:
             return
         segment.released = True
         segment.uploaded_at = self._clock.monotonic()
@@ -359,7 +395,7 @@ class Intake:
         appends: list[_Append] = []
         references: list[AppendReference] = []
         for append in chunk.appends:
-            if not append.result.done():
+            if not append.answered:
                 appends.append(append)
                 references.append(
                     AppendReference(
@@ -403,16 +439,20 @@ class Intake:
             self.resolve(segment.sequence)
 
     def _succeed(self, append: _Append, outcome: Accepted) -> None:
-        if append.result.done():
+        if append.answered:
             return
-        append.result.set_result(Appended(outcome.base_offset, outcome.next_offset, outcome.duplicate))
+        append.answered = True
+        if not append.result.done():
+            append.result.set_result(Appended(outcome.base_offset, outcome.next_offset, outcome.duplicate))
         self._count(append, "duplicate" if outcome.duplicate else "accepted")
 
     def _fail(self, append: _Append, error: BrokerError) -> None:
-        if append.result.done():
+        if append.answered:
             return
-        append.result.set_exception(error)
-        append.result.exception()  # the caller may be gone; that is no defect
+        append.answered = True
+        if not append.result.done():
+            append.result.set_exception(error)
+            append.result.exception()  # the caller may be gone; that is no defect
         self._count(append, _RESULTS.get(type(error), "refused"))
 
     def _count(self, append: _Append, result: AppendResult) -> None:
@@ -439,7 +479,7 @@ class Intake:
         next_deadline = float("inf")
         for chunk in segment.chunks.values():
             for append in chunk.appends:
-                if append.result.done():
+                if append.answered:
                     continue
                 if append.deadline > now:
                     next_deadline = min(next_deadline, append.deadline)
@@ -453,15 +493,20 @@ class Intake:
         if segment.released:
             for reference in list(segment.outstanding):
                 chunk = segment.chunks[reference.partition_id]
-                if all(append.result.done() for append in chunk.appends):
+                if all(append.answered for append in chunk.appends):
                     assert self.outbox is not None
                     self.outbox.withdraw(reference)
                     self._done_with(segment, reference)
+        elif segment.uploading and next_deadline == float("inf"):  # nobody waits: those that follow need not either
+            self.resolve(segment.sequence)
+            self._uploads.pass_over(segment.sequence)
 
     def end(self) -> None:
         """The broker epoch is over: answer everything now. What was sent may be committed; what was not, will never be."""
         self.refuse(
-            NotReady("this broker's epoch has ended and it registers anew; the append was not done: try again, or try another broker")
+            lambda: NotReady(
+                "this broker's epoch has ended and it registers anew; the append was not done: try again, or try another broker"
+            )
         )
         if self._timer is not None:
             self._timer.cancel()
@@ -476,14 +521,14 @@ class Intake:
                         )
                     else:
                         self._fail(append, NotReady("this broker's epoch ended before the append was sent to its leader; it was not done"))
-            self._budget.give_back(segment.cost_bytes)
+            self._give_back(segment)
         self._open = None
         self._live.clear()
         self._idle.set()
 
     def drain(self) -> None:
         """Take nothing more, but see what was taken to its end."""
-        self.refuse(Draining("this broker is about to leave; the append was not done: send it to another broker"))
+        self.refuse(lambda: Draining("this broker is about to leave; the append was not done: send it to another broker"))
         self._check_soon()
 
 

@@ -40,7 +40,9 @@ class Life:
         self._settings = settings
         self._chance = chance
         self._look = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._uploading: set[asyncio.Task[None]] = set()
+        self._defect: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Fails when a task fails that belongs to no group."""
         epoch = identity.broker_epoch
         self.ledger = Ledger(
             store=store,
@@ -89,7 +91,10 @@ class Life:
         self._look.set()
 
     async def run(self) -> None:
-        """Live until the epoch has ended: then Fenced is raised, and everything that was taken has its outcome."""
+        """Live until the epoch has ended: then Fenced is raised, and everything that was taken has its outcome.
+
+        Uploads that are under way go on to their end: a PUT cannot be taken back, and its bytes count until it is over.
+        """
         try:
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(self.lease.keep())
@@ -97,11 +102,10 @@ class Life:
                 parts.create_task(self.ledger.run())
                 parts.create_task(self.intake.run())
                 parts.create_task(self._watch())
+                parts.create_task(self._fail())
         finally:
             self.intake.end()
             self.ledger.end()
-            for task in self._tasks:
-                task.cancel()
 
     def leadership_changed(self) -> None:
         """Send what waits to the leaders that the catalog knows now."""
@@ -109,8 +113,17 @@ class Life:
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._uploading.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._uploading.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._defect.done():
+            self._defect.set_exception(error)
+
+    async def _fail(self) -> None:
+        await self._defect
 
     async def _watch(self) -> None:
         """Keep the catalog fresh, and leadership as the catalog says it should be."""

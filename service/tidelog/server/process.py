@@ -131,6 +131,9 @@ def _show(broker: Broker, metrics: Metrics, settings: Settings) -> None:
         return sum(row.leader_broker_epoch == epoch() for row in broker.catalog.leaderships().values())
 
     metrics.intake_budget_bytes.set(settings.intake_budget_bytes)
+    metrics.intake_bytes.set_function(lambda: broker.intake_bytes)
+    metrics.open_sequences.set_function(lambda: broker.life.intake.open_sequences if broker.life is not None else 0)
+    metrics.ledger_pending.set_function(lambda: broker.life.ledger.pending if broker.life is not None else 0)
     metrics.broker_epoch.set_function(epoch)
     metrics.lease_remaining_seconds.set_function(lambda: broker.life.lease.remaining_s if broker.life is not None else 0)
     metrics.members.set_function(lambda: len(broker.catalog.membership.brokers))

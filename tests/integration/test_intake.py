@@ -1,0 +1,206 @@
+"""What an intake does with appends while its bucket is slow, silent or broken: outcomes, order, bytes held."""
+
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from tidelog.broker.broker import Broker
+from tidelog.broker.intake import APPEND_BYTES, BATCH_BYTES, COPIES, Budget
+from tidelog.broker.requests import AppendRequest
+from tidelog.clock import Clock
+from tidelog.errors import Draining, NotReady, RecordTooLarge, StoreOutcomeUnknown, Throttled, TimedOut
+from tidelog.metadata.membership import end_epoch
+from tidelog.metadata.topics import TopicConfig
+from tidelog.objects.memory import MemoryStore
+from tidelog.objects.store import Bytes
+
+from tests.cluster import QUICK, Cluster, append, batch, on_virtual_time, until
+from tests.virtual_time import VirtualClock
+
+SETTINGS = QUICK.model_copy(update={"lease_ms": 60_000, "append_timeout_ms": 60_000, "puts_per_second": 1000})
+
+
+class Bucket(MemoryStore):
+    """Holds uploads up, or breaks them, by the number of their segment."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.held: dict[int, asyncio.Event] = {}
+        self.broken: dict[int, Exception] = {}
+        self.begun: list[int] = []
+
+    async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
+        if not key.startswith("intake/"):
+            await super().put_new(key, parts)
+            return
+        sequence = int(key.rpartition("/")[2][:20])
+        self.begun.append(sequence)
+        await asyncio.sleep(0.01)
+        if sequence in self.held:
+            await self.held[sequence].wait()
+        if sequence in self.broken:
+            raise self.broken[sequence]
+        await super().put_new(key, parts)
+
+
+async def begin(cluster: Cluster, **settings: Any) -> tuple[Broker, Bucket]:
+    bucket = cluster.bucket = Bucket(VirtualClock())
+    broker = await cluster.start("one", SETTINGS.model_copy(update=settings))
+    await broker.create_topic("clicks", partitions=2, config=TopicConfig())
+    return broker, bucket
+
+
+async def sealed(broker: Broker, bucket: Bucket, *values: bytes, **more: Any) -> "asyncio.Future[Any]":
+    """Append, and wait until the segment is on its way."""
+    before = len(bucket.begun)
+    future = broker.append(AppendRequest("clicks", 0, batch(*values), **more))
+    await until(lambda: len(bucket.begun) > before)
+    return future
+
+
+@on_virtual_time
+async def test_a_caller_who_leaves_takes_nothing_back(cluster: Cluster) -> None:
+    """I5: wherever the append is at that moment."""
+    broker, bucket = await begin(cluster)
+    bucket.held[1] = asyncio.Event()
+    for future in (await sealed(broker, bucket, b"on its way"), broker.append(AppendRequest("clicks", 0, batch(b"waits for company")))):
+        future.cancel()
+    bucket.held[1].set()
+    assert (await append(broker, "clicks", b"c")).base_offset == 2
+
+
+@on_virtual_time
+async def test_a_defect_that_one_segment_meets_fails_its_appends_and_holds_up_no_other(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster)
+    bucket.broken[1] = ValueError("no such thing as weather")
+    first = await sealed(broker, bucket, b"a")
+    with pytest.raises(NotReady, match="not done: ValueError"):
+        await first
+    assert (await append(broker, "clicks", b"b")).base_offset == 0
+    assert broker.intake_bytes == 0
+
+
+@on_virtual_time
+async def test_a_defect_of_the_broker_ends_it(cluster: Cluster) -> None:
+    """Rather than leave it half alive."""
+    broker, bucket = await begin(cluster)
+    assert broker.life is not None
+
+    def defect(references: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    broker.life.outbox.submit = defect  # type: ignore[method-assign]
+    await sealed(broker, bucket, b"a")
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        await cluster.tasks.pop("one")
+
+
+@on_virtual_time
+async def test_an_upload_that_hangs_holds_up_others_only_as_long_as_somebody_waits_for_it(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster)
+    bucket.held[1] = asyncio.Event()
+    first = await sealed(broker, bucket, b"a", timeout_ms=1000)
+    second = await sealed(broker, bucket, b"b")
+    began = asyncio.get_running_loop().time()
+    assert (await second).base_offset == 0
+    assert asyncio.get_running_loop().time() - began < 2
+    with pytest.raises(TimedOut, match="it was not done, and will not be"):
+        await first
+    assert broker.intake_bytes == COPIES * len(batch(b"a")) + APPEND_BYTES + BATCH_BYTES, "its bytes are still being sent"
+    bucket.held[1].set()
+    await until(lambda: broker.intake_bytes == 0)
+    assert (await append(broker, "clicks", b"c")).base_offset == 1
+
+
+@on_virtual_time
+async def test_a_place_that_an_upload_leaves_is_taken_whatever_the_others_do(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster, max_uploads=2)
+    bucket.held = {1: asyncio.Event(), 2: asyncio.Event()}
+    futures = [await sealed(broker, bucket, b"%d" % number) for number in range(2)]
+    futures.append(broker.append(AppendRequest("clicks", 0, batch(b"2"))))
+    await asyncio.sleep(1)
+    assert bucket.begun == [1, 2]
+    bucket.held[2].set()  # while the first hangs
+    await until(lambda: bucket.begun == [1, 2, 3], seconds=1)
+    bucket.held[1].set()
+    assert [(await future).base_offset for future in futures] == [0, 1, 2]
+
+
+@on_virtual_time
+async def test_bytes_count_until_their_upload_is_over_across_the_end_of_an_epoch(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster)
+    bucket.held[1] = asyncio.Event()
+    first = await sealed(broker, bucket, bytes(1000))
+    assert broker.life is not None
+    before = broker.life.identity.broker_epoch
+    await cluster.store.run(end_epoch, broker_epoch=before)
+    with pytest.raises(NotReady, match="it was not done"):
+        await first
+    await until(lambda: broker.life is not None and broker.life.identity.broker_epoch > before)
+    assert broker.intake_bytes > 3000
+    bucket.held[1].set()
+    await until(lambda: broker.intake_bytes == 0)
+
+
+@on_virtual_time
+async def test_bytes_are_given_back_by_every_outcome(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster)
+    bucket.broken = {1: StoreOutcomeUnknown("weather"), 2: NotReady("defect")}
+    outcomes = [await sealed(broker, bucket, b"x", timeout_ms=500) for _ in range(3)]
+    outcomes.append(broker.append(AppendRequest("clicks", 0, batch(b"y"), expected_next_offset=77)))
+    await asyncio.gather(*outcomes, return_exceptions=True)
+    assert [type(each.exception()).__name__ for each in outcomes] == ["TimedOut", "NotReady", "NoneType", "ConditionFailed"]
+    await until(lambda: broker.intake_bytes == 0)
+
+
+@on_virtual_time
+async def test_what_small_appends_cost_in_memory_is_counted(cluster: Cluster) -> None:
+    """I10: their bytes are the smallest part of it."""
+    broker, bucket = await begin(cluster, append_timeout_ms=200_000)
+    await append(broker, "clicks", b"warm")
+    bucket.held = dict.fromkeys(range(1000), asyncio.Event())
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = [broker.append(AppendRequest("clicks", 0, bytes(batch(b"x")))) for _ in range(5000)]
+        await asyncio.sleep(1)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < broker.intake_bytes < 3 * used
+    next(iter(bucket.held.values())).set()
+    await asyncio.gather(*kept)
+
+
+@on_virtual_time
+async def test_a_draining_broker_sends_what_it_has_at_once_and_refuses_the_rest(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster, max_latency_ms=30_000)
+    bucket.held[1] = asyncio.Event()
+    first = await sealed(broker, bucket, b"a")
+    second = broker.append(AppendRequest("clicks", 0, batch(b"b")))
+    await asyncio.sleep(0.1)
+    assert bucket.begun == [1], "it waits for company"
+    assert broker.life is not None
+    broker.life.intake.drain()
+    await until(lambda: bucket.begun == [1, 2], seconds=1)
+    refusals = []
+    for _ in range(2):
+        with pytest.raises(Draining) as refused:
+            broker.append(AppendRequest("clicks", 0, batch(b"c")))
+        refusals.append(refused.value)
+    assert refusals[0] is not refusals[1], "one that is raised again and again would keep all that it was raised for"
+    bucket.held[1].set()
+    await broker.life.intake.drained()
+    assert [(await first).base_offset, (await second).base_offset] == [0, 1]
+
+
+def test_an_append_that_can_never_fit_is_not_told_to_come_back() -> None:
+    budget = Budget(1000)
+    budget.take(600)
+    with pytest.raises(Throttled, match="600 of intake_budget_bytes = 1000 are in use"):
+        budget.take(401)
+    with pytest.raises(RecordTooLarge, match="split it"):
+        budget.take(1001)
