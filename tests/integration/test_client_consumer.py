@@ -58,11 +58,21 @@ async def test_reading_begins_at_the_offset_asked_for_and_not_at_its_batch(clust
     values = fill(cluster, 5)
     async with tidelog.connect(cluster.brokers[0].address) as log:
         assert await soon(values_of(log.consume("one", start=start, follow=False))) == values[start:]
+
         found = [batch async for batch in log.consume("one", start=start, stop=48).batches()]
     assert [value for batch in found for value in batch.values] == values[start:48]
     assert [(batch.base_offset, batch.next_offset) for batch in found][:1] == (
         [(start, min(48, start // 10 * 10 + 10))] if start < 48 else []
     )
+
+
+async def test_an_offset_beyond_the_end_is_refused_also_where_only_what_is_there_is_read(cluster: Cluster) -> None:
+    fill(cluster, 5)
+    async with tidelog.connect(cluster.brokers[0].address) as log:
+        assert await soon(values_of(log.consume("one", start=50, follow=False))) == []
+        with pytest.raises(OffsetOutOfRange, match="from offset 51, but it ends before 50; begin at 50 or lower") as caught:
+            await soon(values_of(log.consume("one", start=51, follow=False)))
+        assert caught.value.high_watermark == 50
 
 
 async def test_bounded_reads_end_by_themselves(cluster: Cluster) -> None:

@@ -299,11 +299,12 @@ async def test_what_cannot_be_a_record_is_refused_at_once(cluster: Cluster, wron
             await producer.send_many("one", [b"a", b"b"], keys=[b"k"])
 
 
-async def test_nobody_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidelog.client.connection.CALL_TIMEOUT_S", 0.5)
-    with pytest.raises(NotReady, match=r"no broker could be reached at 127\.0\.0\.1:1"):
-        async with tidelog.connect("127.0.0.1:1"):
+async def test_nobody_there_is_said_so_when_the_calls_time_is_over() -> None:
+    with pytest.raises(NotReady, match=r"no broker could be reached at 127\.0\.0\.1:1 within 0.5 s"):
+        async with tidelog.connect("127.0.0.1:1", call_timeout_ms=500):
             pass
+    with pytest.raises(InvalidRequest, match="call_timeout_ms=0"):
+        tidelog.connect("127.0.0.1:1", call_timeout_ms=0)
 
 
 async def test_a_broker_of_ones_zone_is_preferred_and_another_takes_over() -> None:

@@ -1,40 +1,13 @@
 """The service as a process: how it begins, and how it ends."""
 
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-
-@contextmanager
-def tidelog(*arguments: str, **variables: str) -> Iterator["subprocess.Popen[str]"]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("TIDELOG_")} | variables
-    command = [sys.executable, "-m", "tidelog", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@contextmanager
-def dev(data_dir: Path, *more: str) -> Iterator[tuple["subprocess.Popen[str]", str, str]]:
-    """A service that takes appends, its address and its metrics address."""
-    with tidelog("dev", "--data-dir", str(data_dir), "--port", "0", *more, TIDELOG_LOG_FORMAT="json") as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.fullmatch(r"Tidelog listens on (127\.0\.0\.1:\d+); metrics and health: http://(127\.0\.0\.1:\d+)/metrics\n", line)
-        assert found, (line, process.poll())
-        assert process.stdout.readline() == f"Try: echo hello | tidelog produce greetings --server {found[1]}\n"
-        yield process, found[1], found[2]
+from tests.command_line import dev, started
 
 
 def page(address: str, path: str) -> str:
@@ -87,7 +60,7 @@ def test_a_service_in_memory_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_second_service_on_the_same_data_says_who_has_it(tmp_path: Path) -> None:
-    with dev(tmp_path) as (first, _, _), tidelog("dev", "--data-dir", str(tmp_path), "--port", "0") as second:
+    with dev(tmp_path) as (first, _, _), started("dev", "--data-dir", str(tmp_path), "--port", "0") as second:
         _, told = second.communicate(timeout=60)
         assert second.returncode == 1
         assert f"process {first.pid} has it open" in told
@@ -103,7 +76,7 @@ def test_a_second_service_on_the_same_data_says_who_has_it(tmp_path: Path) -> No
     ],
 )
 def test_settings_that_cannot_be_used_end_with_a_sentence_and_2(flags: list[str], sentence: str) -> None:
-    with tidelog("broker", *flags) as process:
+    with started("broker", *flags) as process:
         _, told = process.communicate(timeout=60)
     assert process.returncode == 2
     assert sentence in told

@@ -228,7 +228,9 @@ class Broker:
         """
         ref = self.catalog.partition(request.topic, request.partition)
         if ref is None:
-            raise UnknownTopic(f"partition {request.partition} of topic {request.topic!r} was to be appended to, but it is not known here")
+            raise UnknownTopic(
+                f"partition {request.partition} of topic {request.topic!r} was to be appended to, but there is none; describe the topic"
+            )
         if self._clock.monotonic() >= self._refuse_from:
             raise Draining("this broker was asked to drain; the append was not done: send it to another broker")
         return self._living().intake.append(ref, request)

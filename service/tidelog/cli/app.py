@@ -1,5 +1,7 @@
 """The root of the command line: the nouns, and nothing that takes time to load."""
 
+from typing import Annotated
+
 import typer
 
 from tidelog.cli import bench, cluster, segment, topics
@@ -11,12 +13,29 @@ from tidelog.cli.top import top
 
 app = typer.Typer(
     name="tidelog",
-    help="A commit log on object storage.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog="To begin: tidelog dev; and in another terminal: echo hello | tidelog produce greetings, and: tidelog consume greetings",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"tidelog {version('tidelog')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _tidelog(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """A commit log on object storage."""
+
+
 app.command()(dev)
 app.command(cls=BrokerCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(broker)
 app.add_typer(topics.app, name="topics")

@@ -72,9 +72,9 @@ def latency(
     metrics: Metrics = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Append single records at a rate and read them back: how long until acknowledged, and until delivered.
+    """Append at a rate, and time acknowledgement and delivery.
 
-    Latencies count from when a record was due, late or not.
+    Single records are appended and read back. Latencies count from when a record was due, late or not.
     """
     _bench("latency", loads.latency, topic, Load("", partitions, seconds, record_bytes, 1, compression, senders, rate), metrics, output)
 

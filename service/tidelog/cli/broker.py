@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from tidelog.cli.session import fail, server_packages
+
 if TYPE_CHECKING:
     from tidelog.server.settings import LoadedSettings
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 class BrokerCommand(TyperCommand):
     """A command whose help ends with all settings."""
 
+    @server_packages()
     def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the base class's signature
         """List the settings in their groups."""
         from tidelog.config import Settings
@@ -26,12 +29,15 @@ class BrokerCommand(TyperCommand):
                 )
 
 
+@server_packages()
 def broker(
     ctx: typer.Context,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="A YAML file of settings: name: value.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings and where each came from, and end.")] = False,
 ) -> None:
-    """Run one broker until SIGTERM or Ctrl-C, which drain it; a second one ends it at once.
+    """Run one broker.
+
+    Until SIGTERM or Ctrl-C, which drain it; a second one ends it at once.
 
     Every setting below is a flag, --name VALUE; a line `name: value` with underscores in the file of --config; and an
     environment variable TIDELOG_NAME. Flags go before the file, the file before the environment.
@@ -48,6 +54,7 @@ def broker(
         _run(loaded)
 
 
+@server_packages()
 def dev(
     data_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where records and metadata are kept; made if need be.")] = Path(
         "tidelog-data"
@@ -59,7 +66,10 @@ def dev(
     ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Keep everything in memory: gone when it ends.")] = False,
 ) -> None:
-    """Run the whole service in one process, for this machine only; topics are made on first use."""
+    """Run the whole service in one process.
+
+    For this machine only. Topics are made on first use. Ctrl-C ends it; what was acknowledged is there when it starts again.
+    """
     from tidelog.errors import InvalidSettings
 
     places = {"bucket": "memory://", "metadata": "sqlite://"}
@@ -68,8 +78,7 @@ def dev(
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            typer.echo(f"the directory {str(root)!r} was to hold the data, but it cannot be made: {error.strerror}; name another", err=True)
-            raise typer.Exit(1) from error
+            fail(f"the directory {str(root)!r} was to hold the data, but it cannot be made: {error.strerror}; name another")
         places = {"bucket": _url("file", root / "objects"), "metadata": _url("sqlite", root / "metadata.db")}
     if metrics_port is None:
         metrics_port = port + 1 if 0 < port < 65535 else 0
@@ -78,7 +87,7 @@ def dev(
         loaded = _load({**places, **addresses, "auto_create_topics": True}, None)
     except InvalidSettings as error:
         _refuse(error)
-    _run(loaded, greet=True)
+    _run(loaded, kept="in memory, and gone when it ends" if memory else f"in {root}")
 
 
 def _load(flags: dict[str, Any], config: Path | None) -> "LoadedSettings":
@@ -89,19 +98,20 @@ def _load(flags: dict[str, Any], config: Path | None) -> "LoadedSettings":
     return load_settings(flags=flags, config_file=config, environ=os.environ)
 
 
-def _run(loaded: "LoadedSettings", *, greet: bool = False) -> NoReturn:
+def _run(loaded: "LoadedSettings", *, kept: str | None = None) -> NoReturn:
+    """Run until the end; `kept` says where the data is to somebody who sees the service start."""
     from tidelog.server.process import run
 
-    raise typer.Exit(run(loaded.settings, greet=_greeting if greet else None))
+    def greet(address: str, metrics_address: str | None) -> None:
+        typer.echo(f"Tidelog listens on {address}" + (f"; metrics and health: http://{metrics_address}/metrics" if metrics_address else ""))
+        typer.echo(f"Try: echo hello | tidelog produce greetings --server {address}")
+        typer.echo(f"What is appended is kept {kept}. Ctrl-C ends the service.")
 
-
-def _greeting(address: str, metrics_address: str | None) -> None:
-    typer.echo(f"Tidelog listens on {address}" + (f"; metrics and health: http://{metrics_address}/metrics" if metrics_address else ""))
-    typer.echo(f"Try: echo hello | tidelog produce greetings --server {address}")
+    raise typer.Exit(run(loaded.settings, greet=greet if kept else None))
 
 
 def _refuse(error: Exception) -> NoReturn:
-    typer.echo(str(error), err=True)
+    typer.echo(f"Error: {error}", err=True)
     raise typer.Exit(2)
 
 

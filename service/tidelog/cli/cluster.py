@@ -51,7 +51,10 @@ def drain(
     undo: Annotated[bool, typer.Option("--undo", help="Take it back into service.")] = False,
     output: Output = Format.TEXT,
 ) -> None:
-    """Have a broker take nothing new and hand over what it leads. Returns at once; run it again to see how far it is."""
+    """Have a broker hand over what it leads.
+
+    It takes nothing new. Returns at once; run it again to see how far it is.
+    """
 
     async def work(log: "Log") -> None:
         drained, led = await log.admin.drain(broker, undo=undo)

@@ -1,6 +1,7 @@
 """`tidelog consume`: records out, as text for people, JSON lines for programs, or the very bytes."""
 
 import json
+import os
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidelog.cli.quantities import where
-from tidelog.cli.session import client_command, run
+from tidelog.cli.session import client_command, run, topic_names
 
 if TYPE_CHECKING:
     from tidelog.client.client import Log
@@ -25,9 +26,15 @@ class RecordFormat(StrEnum):
 
 @client_command
 def consume(
-    topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", help="What to read.")],
+    topics: Annotated[list[str], typer.Argument(metavar="TOPIC", help="What to read: one topic, or several.", autocompletion=topic_names)],
     start: Annotated[
-        Any, typer.Option("--from", metavar="WHERE", parser=where, help="earliest, latest, an offset, or a time: 2030-01-31T12:00:00Z.")
+        Any,
+        typer.Option(
+            "--from",
+            metavar="WHERE",
+            parser=where,
+            help="earliest, latest, an offset, a time as in 2030-01-31T12:00:00Z, or how long ago as in 15m.",
+        ),
     ] = "earliest",
     partition: Annotated[list[int] | None, typer.Option(min=0, help="These partitions alone; may be repeated.", show_default=False)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is appended, until Ctrl-C.")] = False,
@@ -36,10 +43,11 @@ def consume(
         RecordFormat, typer.Option("--format", help="text: place, key and value; json: one object a line; raw: each value and a newline.")
     ] = RecordFormat.TEXT,
 ) -> None:
-    """Print committed records: up to the end as it is now, or with --follow for ever.
+    """Print committed records.
 
-    One partition's records come in order. raw gives back, from one partition, the bytes of a file that `produce` read. In JSON
-    a key or value that is not UTF-8 is {"base64": ...}. Ctrl-C ends with 130.
+    Up to the end as it is now, or with --follow for ever. One partition's records come in order. raw gives back, from one
+    partition, the bytes of a file that `produce` read. In JSON a key or value that is not UTF-8 is {"base64": ...}.
+    Ctrl-C ends with 130.
     """
 
     async def work(log: "Log") -> None:
@@ -59,7 +67,7 @@ def _writer(output: RecordFormat) -> Any:
             return _raw(batch)
     else:
         line = _json_line if output is RecordFormat.JSON else _text_line
-        styled = output is RecordFormat.TEXT and sys.stdout.isatty()
+        styled = output is RecordFormat.TEXT and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
         def encoded(batch: "ConsumedBatch") -> bytes:
             return "".join(line(record, styled) for record in batch.records()).encode()

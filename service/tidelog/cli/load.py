@@ -159,8 +159,16 @@ async def latency(connect: "Callable[[], Log]", load: Load, meter: Meter) -> Non
             for number in range(load.senders):
                 senders.create_task(_send_singly(connect, load, meter, number, undelivered))
         if undelivered.due_times:
-            async with asyncio.timeout(_DELIVERY_TIMEOUT_S):
-                await undelivered.none.wait()
+            try:
+                async with asyncio.timeout(_DELIVERY_TIMEOUT_S):
+                    await undelivered.none.wait()
+            except TimeoutError:
+                from tidelog.errors import TimedOut
+
+                raise TimedOut(
+                    f"{len(undelivered.due_times)} records were acknowledged, but not delivered within {_DELIVERY_TIMEOUT_S:g} s;"
+                    " look at the brokers (tidelog top), and try a lower --rate"
+                ) from None
         meter.ended = time.perf_counter()
         for reader in readers:
             reader.cancel()

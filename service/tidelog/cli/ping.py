@@ -29,7 +29,9 @@ def ping(
     metrics: Metrics = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Append a record, read it back, and say how long that took; the broker's own stages where its metrics can be reached.
+    """Time a record's way through the log and back.
+
+    With the broker's own stages, where its metrics can be reached.
 
     append: until it was acknowledged, thus durable and committed. delivery: until a consumer that waited for it had it.
     """

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidelog.cli.quantities import counted, shown_bytes
-from tidelog.cli.session import Format, Output, client_command, run, screen, show_json
+from tidelog.cli.session import Format, Output, client_command, run, screen, show_json, topic_names
 
 if TYPE_CHECKING:
     from tidelog.client.client import Log
@@ -37,7 +37,7 @@ _SHOWN_RANGES = 12
 
 @client_command
 def produce(
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Where the records go.")],
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Where the records go.", autocompletion=topic_names)],
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Read this instead of standard input.")
     ] = None,
@@ -51,9 +51,10 @@ def produce(
     compression: Annotated[str, typer.Option(metavar="CODEC", help="none, gzip, snappy, lz4 or zstd.")] = "none",
     output: Output = Format.TEXT,
 ) -> None:
-    """Append each line of standard input or of a file, and say which offsets they got.
+    """Append lines, and say which offsets they got.
 
-    What was acknowledged is committed and durable. Ctrl-C ends with 130, after saying what was acknowledged.
+    Each line of standard input or of a file is a record, without its newline. What was acknowledged is committed and
+    durable. Ctrl-C ends with 130, after saying what was acknowledged.
     """
     headers = [_header(text) for text in header or ()]
     separator = None if key_separator is None else key_separator.encode()

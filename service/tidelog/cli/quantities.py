@@ -1,13 +1,15 @@
 """Durations, sizes and positions as people write them; numbers as people read them."""
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import typer
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _UNITS_BYTES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_PART = re.compile(r"(\d+)(ms|[smhdw])")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+")
 _WITHOUT_END = {"forever", "-1"}
 _WITHOUT_LIMIT = {"unlimited", "-1"}
 
@@ -18,10 +20,9 @@ def duration_ms(text: Any) -> int:
         return text
     if text.lower() in _WITHOUT_END:
         return -1
-    parts = re.findall(r"(\d+)(ms|[smhdw])", text.lower())
-    if not parts or "".join(number + unit for number, unit in parts) != text.lower():
+    if not _DURATION.fullmatch(text.lower()):
         raise typer.BadParameter(f"{text!r} is no duration; write numbers with units ms, s, m, h, d, w, as in 7d or 1h30m, or forever")
-    return sum(int(number) * _UNITS_MS[unit] for number, unit in parts)
+    return sum(int(number) * _UNITS_MS[unit] for number, unit in _PART.findall(text.lower()))
 
 
 def size_bytes(text: Any) -> int:
@@ -37,16 +38,21 @@ def size_bytes(text: Any) -> int:
 
 
 def where(text: Any) -> "str | int | datetime":
-    """Read a position: earliest, latest, an offset, or a time in ISO 8601 (local where it names no zone). Raises typer.BadParameter."""
+    """Read a position: earliest, latest, an offset, a time in ISO 8601 (local where it names no zone), or how long ago it was, as 15m.
+
+    Raises typer.BadParameter.
+    """
     if text in ("earliest", "latest"):
         return str(text)
     if text.isdecimal():
         return int(text)
     try:
+        if _DURATION.fullmatch(text.lower()):
+            return datetime.now().astimezone() - timedelta(milliseconds=duration_ms(text))
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is no position; write earliest, latest, an offset, or a time as in 2030-01-31T12:00:00Z"
+            f"{text!r} is no position; write earliest, latest, an offset, a time as in 2030-01-31T12:00:00Z, or how long ago as in 15m"
         ) from None
 
 

@@ -2,23 +2,17 @@
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidelog.cli.session import Format, Output, fail, server_packages
+
 if TYPE_CHECKING:
     from tidelog.segments.inspection import Inspection
 
 app = typer.Typer(help="Look into segment objects.", no_args_is_help=True)
-
-
-class Format(StrEnum):
-    """How to print."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @app.callback()
@@ -29,10 +23,11 @@ def _segment() -> None:
 @app.command()
 def dump(
     source: Annotated[str, typer.Argument(metavar="FILE-or-URL", help="A file, a file:// URL, or s3://BUCKET/KEY.")],
-    output: Annotated[Format, typer.Option("--format", help="Text for people, JSON for programs.")] = Format.TEXT,
+    output: Output = Format.TEXT,
 ) -> None:
-    """Check every byte of a segment and show its header, chunks and batches. Of a damaged one: what can be read, and all that is wrong.
+    """Check a segment, and show what is in it.
 
+    Every byte is checked; its header, chunks and batches are shown. Of a damaged one: what can be read, and all that is wrong.
     Exits with 1 where it is damaged.
     """
     from tidelog.errors import TidelogError
@@ -41,8 +36,7 @@ def dump(
     try:
         data = _content(source)
     except (TidelogError, OSError) as error:
-        typer.echo(f"{source}: {error}", err=True)
-        raise typer.Exit(1) from error
+        fail(f"{source}: {error}")
     found = inspect(data)
     facts = {"version": int.from_bytes(data[4:6], "little"), "bytes": len(data), **_facts(found)}
     typer.echo(json.dumps(facts, indent=1) if output is Format.JSON else "\n".join(_lines(facts)))
@@ -72,7 +66,8 @@ def _facts(found: "Inspection") -> dict[str, Any]:
 
 def _content(source: str) -> bytes:
     if source.startswith("s3://"):
-        return _from_s3(source)
+        with server_packages():
+            return _from_s3(source)
     path = Path(source.removeprefix("file://"))
     _check_size(path.stat().st_size)
     return path.read_bytes()

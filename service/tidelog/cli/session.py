@@ -6,13 +6,14 @@ Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. A reader that has had en
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SERVER = "localhost:9595"
 INTERRUPTED = 130
+_PATIENCE_S = 2.0
+_COMPLETION_S = 1.0
 
 
 class Format(StrEnum):
@@ -45,6 +48,7 @@ class Reach:
     cert: str | None
     key: str | None
     tls: bool
+    timeout_s: float
 
     def connect(self) -> "Log":
         """Return the cluster, to be used as `async with`. Raises typer.BadParameter for what cannot be used."""
@@ -53,7 +57,8 @@ class Reach:
 
         try:
             tls = True if self.tls else None
-            return connect(self.server, tls=tls, ca=self.ca, cert=self.cert, key=self.key, token=self.token)
+            timeout_ms = self.timeout_s * 1000
+            return connect(self.server, tls=tls, ca=self.ca, cert=self.cert, key=self.key, token=self.token, call_timeout_ms=timeout_ms)
         except InvalidRequest as error:
             raise typer.BadParameter(str(error)) from error
 
@@ -73,8 +78,11 @@ _CONNECTION = {
     "cert": Annotated[str | None, typer.Option(metavar="FILE", help="PEM of this client's certificate, for mutual TLS.")],
     "key": Annotated[str | None, typer.Option(metavar="FILE", help="PEM of its key.")],
     "tls": Annotated[bool, typer.Option("--tls", help="TLS with the system's authorities.")],
+    "timeout_s": Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="How long to go on looking for a broker that answers.")
+    ],
 }
-_DEFAULTS = {"server": DEFAULT_SERVER, "tls": False}
+_DEFAULTS = {"server": DEFAULT_SERVER, "tls": False, "timeout_s": 10.0}
 _reach: ContextVar[Reach] = ContextVar("reach")
 
 
@@ -105,36 +113,53 @@ def run(work: Callable[["Log"], Awaitable[None]]) -> None:
     from tidelog.errors import TidelogError
 
     async def connected() -> None:
-        async with reach().connect() as log:
+        async with AsyncExitStack() as stack:
+            waiting = asyncio.get_running_loop().call_later(_PATIENCE_S, _say_that_it_waits, reach())
+            try:
+                log = await stack.enter_async_context(reach().connect())
+            finally:
+                waiting.cancel()
             await work(log)
 
     try:
         asyncio.run(connected())
         sys.stdout.flush()
-    except TidelogError as error:
-        fail(str(error))
-    except BaseExceptionGroup as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        if isinstance(first, BrokenPipeError):
+    except BaseException as raised:
+        error = raised
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(INTERRUPTED) from None
+        if isinstance(error, BrokenPipeError):
             _leave_pipe()
-        if not isinstance(first, TidelogError):
-            raise
-        fail(str(first))
-    except BrokenPipeError:
-        _leave_pipe()
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        if isinstance(error, TidelogError | OSError):
+            fail(str(error))
+        raise
 
 
-def fail(sentence: str) -> None:
+def _say_that_it_waits(reached: Reach) -> None:
+    if sys.stderr.isatty():
+        typer.echo(
+            f"No broker answers at {reached.server} yet; trying for {reached.timeout_s:g} s. To start one here: tidelog dev", err=True
+        )
+
+
+def fail(sentence: str) -> NoReturn:
     """End with a sentence on standard error, and 1."""
-    typer.echo(sentence, err=True)
+    typer.echo(f"Error: {sentence}", err=True)
     raise typer.Exit(1)
 
 
-def _leave_pipe() -> None:
+@contextmanager
+def server_packages() -> Iterator[None]:
+    """End with what is to be installed where the service's packages are missing: `pip install tidelog` is the client alone."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(f"this needs the service's packages, and {error.name} is not installed; install them: pip install 'tidelog[server]'")
+
+
+def _leave_pipe() -> NoReturn:
     """Have nothing be written any more, also not when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(0)
@@ -153,23 +178,41 @@ def screen(*, stderr: bool = False) -> "Console":
     return console
 
 
+def topic_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete a topic's name, in the shell, by asking the cluster; nothing where it does not answer soon."""
+    import asyncio
+
+    from tidelog.errors import TidelogError
+
+    async def names() -> list[str]:
+        given = {name: ctx.params.get(name) or _DEFAULTS.get(name) for name in _CONNECTION}
+        async with Reach(**{**given, "timeout_s": _COMPLETION_S}).connect() as log:  # type: ignore[arg-type]
+            return await log.admin.list_topics()
+
+    try:
+        return [name for name in asyncio.run(names()) if name.startswith(incomplete)]
+    except (TidelogError, OSError, typer.BadParameter):
+        return []
+
+
 def show_json(facts: Any) -> None:
     """Print facts for programs."""
     typer.echo(json.dumps(facts, indent=1, default=str))
 
 
-def show_table(columns: Mapping[str, str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+def show_table(columns: Mapping[str, str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows under headings; `columns` maps each heading to "left" or "right"."""
-    screen().print(table(columns, rows, title=title))
+    console = screen()
+    console.print(table(columns, rows, ruled=console.is_terminal))
 
 
-def table(columns: Mapping[str, str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Any:
-    """Return a table to be printed."""
+def table(columns: Mapping[str, str], rows: Sequence[Sequence[object]], *, ruled: bool) -> Any:
+    """Return a table to be printed; `ruled` draws a line under its headings."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", header_style="dim", pad_edge=False)
+    made = Table(box=SIMPLE_HEAD if ruled else None, show_edge=False, header_style="dim", pad_edge=False)
     for heading, side in columns.items():
         made.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
     for row in rows:

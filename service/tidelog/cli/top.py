@@ -27,7 +27,10 @@ def top(
     metrics: Metrics = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Watch brokers, topics and rates until Ctrl-C. Without a terminal, or as JSON: one snapshot, over one interval."""
+    """Watch brokers, topics and rates until Ctrl-C.
+
+    Without a terminal, or as JSON: one snapshot, over one interval.
+    """
 
     async def work(log: "Log") -> None:
         address = metrics or metrics_address(reach().server)
@@ -44,9 +47,9 @@ def top(
                     if output is Format.JSON:
                         show_json(_facts(before, now))
                     else:
-                        console.print(_view(before, now, rows=None))
+                        console.print(_view(before, now, rows=None, ruled=console.is_terminal))
                     return
-                view.update(_view(before, now, rows=max(1, console.height - 14)), refresh=True)
+                view.update(_view(before, now, rows=max(1, console.height - 14), ruled=True), refresh=True)
                 before = now
 
     run(work)
@@ -101,7 +104,7 @@ def _facts(before: _Look, now: _Look) -> dict[str, Any]:
     return {"cluster": asdict(now.cluster), "topics": _topics(before, now), "broker": _server(before, now)}
 
 
-def _view(before: _Look, now: _Look, *, rows: int | None) -> Any:
+def _view(before: _Look, now: _Look, *, rows: int | None, ruled: bool) -> Any:
     from rich.console import Group
     from rich.text import Text
 
@@ -121,8 +124,10 @@ def _view(before: _Look, now: _Look, *, rows: int | None) -> Any:
     parts: list[Any] = [
         Text(f"Tidelog {now.cluster.cluster_id[:8]}: {sum(t['records_per_s'] for t in topics):,.0f} records/s appended", style="bold"),
         Text(line),
-        table(BROKER_COLUMNS, [broker_row(broker) for broker in now.cluster.brokers]),
-        table(_TOPIC_COLUMNS, shown),
+        Text(),
+        table(BROKER_COLUMNS, [broker_row(broker) for broker in now.cluster.brokers], ruled=ruled),
+        Text(),
+        table(_TOPIC_COLUMNS, shown, ruled=ruled),
     ]
     if len(topics) > rows:
         parts.append(Text(f"… and {len(topics) - rows:,} more topics"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidelog.cli.quantities import counted, duration_ms, shown_limit, shown_ms, size_bytes
-from tidelog.cli.session import Format, Output, client_command, run, screen, show_json, show_table
+from tidelog.cli.session import Format, Output, client_command, run, screen, show_json, show_table, topic_names
 
 if TYPE_CHECKING:
     from tidelog.client.admin import TopicDescription
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Create, list, describe, alter and delete topics.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic.")]
+Name = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic.", autocompletion=topic_names)]
 Retention = Annotated[
     int | None,
     typer.Option(metavar="DURATION", parser=duration_ms, help="How long records are kept: 7d, 12h, forever.", show_default=False),
@@ -31,7 +31,7 @@ Compact = Annotated[
 @app.command()
 @client_command
 def create(
-    name: Name,
+    name: Annotated[str, typer.Argument(metavar="TOPIC", help="Its name.")],
     partitions: Annotated[int, typer.Option(min=0, help="How many partitions; 0: the cluster's default.")] = 0,
     retention: Retention = None,
     retention_bytes: RetentionBytes = None,
@@ -76,7 +76,7 @@ def list_(output: Output = Format.TEXT) -> None:
 @app.command()
 @client_command
 def describe(name: Name, output: Output = Format.TEXT) -> None:
-    """Show a topic's settings, and of each partition its leader and offsets."""
+    """Show a topic's partitions: leaders and offsets."""
 
     async def work(log: "Log") -> None:
         topic = await log.admin.describe_topic(name)
@@ -106,7 +106,10 @@ def alter(
     compact: Compact = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Change what a topic keeps, or give it more partitions; what is not named stays."""
+    """Change what a topic keeps, or add partitions.
+
+    What is not named stays.
+    """
     configured = (retention, retention_bytes, compact) != (None, None, None)
     if not configured and partitions is None:
         raise typer.BadParameter("nothing was to be changed; give --partitions, --retention, --retention-bytes or --compact")
@@ -128,7 +131,10 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     output: Output = Format.TEXT,
 ) -> None:
-    """Delete a topic and all its records. Asks first on a terminal."""
+    """Delete a topic and all its records.
+
+    Asks first on a terminal.
+    """
     import sys
 
     if not yes and sys.stdin.isatty():

@@ -69,7 +69,7 @@ class ClusterDescription:
 
 
 class Admin:
-    """`log.admin`. What can be tried again is, for half a minute.
+    """`log.admin`. What can be tried again is, until the call's time is over.
 
     All calls raise PermissionDenied and the errors of a cluster that is not well. What creates or deletes raises
     OutcomeUnknown where no answer came.

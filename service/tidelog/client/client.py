@@ -20,17 +20,26 @@ DEFAULT_PORT = 9595
 def connect(
     servers: str | Sequence[str] = f"localhost:{DEFAULT_PORT}", *, tls: bool | None = None, ca: str | Path | None = None,
     cert: str | Path | None = None, key: str | Path | None = None, token: str | None = None, zone: str | None = None,
+    call_timeout_ms: float = 30_000,
 ) -> "Log":  # fmt: skip
     """Return a cluster to be used as `async with tidelog.connect("host:port") as log`.
 
     `servers` are one or more addresses, HOST or HOST:PORT, separated by commas: any broker, or a balancer before them, is
     enough. `ca` (or `tls=True`, with the system's authorities) means TLS; `cert` and `key` are PEM files of this client's
-    certificate; `token` goes with every call. Brokers of `zone` are preferred.
+    certificate; `token` goes with every call. Brokers of `zone` are preferred. `call_timeout_ms` is how long a call, entering
+    included, goes on looking for a broker that answers.
 
     Entering raises NotReady when no broker can be reached, Unauthenticated or PermissionDenied when it does not let one in.
     """
     credentials = read_credentials(tls=bool(ca or cert) if tls is None else tls, ca=ca, cert=cert, key=key, token=token)
-    return Log(Brokers(addresses(servers), credentials=credentials, zone=zone, clock=SystemClock(), chance=system_random()))
+    if call_timeout_ms <= 0:
+        raise InvalidRequest(f"call_timeout_ms={call_timeout_ms} was asked for; it must be above 0")
+    return Log(
+        Brokers(
+            addresses(servers), credentials=credentials, zone=zone, call_timeout_s=call_timeout_ms / 1000, clock=SystemClock(),
+            chance=system_random(),
+        )
+    )  # fmt: skip
 
 
 def addresses(servers: str | Sequence[str]) -> list[str]:

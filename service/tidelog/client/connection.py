@@ -25,7 +25,6 @@ from tidelog.randomness import Random
 
 Answer = TypeVar("Answer")
 
-CALL_TIMEOUT_S = 30.0
 _ATTEMPT_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
 _LEFT_FOR_S = 5.0
@@ -131,9 +130,12 @@ class Broker:
 class Brokers:
     """All brokers that are known, and which one to use."""
 
-    def __init__(self, addresses: Sequence[str], *, credentials: Credentials, zone: str | None, clock: Clock, chance: Random) -> None:
+    def __init__(
+        self, addresses: Sequence[str], *, credentials: Credentials, zone: str | None, call_timeout_s: float, clock: Clock, chance: Random
+    ) -> None:
         self.clock = clock
         self.chance = chance
+        self._call_timeout_s = call_timeout_s
         self._credentials = credentials
         self._zone = zone
         self._known: dict[str, Broker] = {}
@@ -194,10 +196,10 @@ class Brokers:
 
         A call that is not `repeatable` is not made again once it may have been done: it raises OutcomeUnknown.
         """
-        deadline = self.clock.monotonic() + CALL_TIMEOUT_S
+        deadline = self.clock.monotonic() + self._call_timeout_s
         failures = 0
         error: TidelogError = NotReady(
-            f"no broker could be reached at {', '.join(self._known)} within {CALL_TIMEOUT_S:g} s; start one, or mend the address"
+            f"no broker could be reached at {', '.join(self._known)} within {self._call_timeout_s:g} s; start one, or mend the address"
         )
         while (remaining := deadline - self.clock.monotonic()) > 0:
             try:

@@ -22,7 +22,7 @@ import grpc.aio
 from tidelog.client import wire
 from tidelog.client.backoff import pause_s
 from tidelog.client.connection import Broker, Brokers
-from tidelog.errors import CorruptBatch, Draining, InvalidRequest, TidelogError, UnknownPartition
+from tidelog.errors import CorruptBatch, Draining, InvalidRequest, OffsetOutOfRange, TidelogError, UnknownPartition
 from tidelog.proto.v1 import log_pb2 as pb
 from tidelog.records import codec
 from tidelog.records.batch import BatchHeader, scan
@@ -242,6 +242,11 @@ class Consumption:
         starts = await resolve(self._brokers, new, start)
         stops = [None] * len(new) if self._stop is None else await resolve(self._brokers, new, self._stop)
         for (topic_name, partition), first, stop in zip(new, starts, stops, strict=True):
+            if self._stop is not None and self._stop.latest and stop is not None and first > stop:
+                raise OffsetOutOfRange(
+                    f"{topic_name}/{partition} was to be read from offset {first}, but it ends before {stop}; begin at {stop} or lower",
+                    high_watermark=stop,
+                )
             self._subscriptions[topic_name, partition] = Subscription(topic_name, partition, first, stop)
 
     # ---- reading
