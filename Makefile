@@ -74,8 +74,8 @@ requirements: venv ## resolve the pinned requirements anew
 	cd .prometheus && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; }
 	cd .prometheus && dpkg -x prometheus_*.deb .
 
-demo: ## comes with the broker
-	@echo "make demo: there is nothing to play yet; it comes with the broker and its command line."; exit 1
+demo: venv ## the whole service at work, in acts, in under a minute; nothing is left behind
+	$(BIN)/tidelog demo
 
 dist: ## comes with the command line
 	@echo "make dist: comes with the command line; until then: $(BIN)/python -m pip wheel --no-deps ."; exit 1

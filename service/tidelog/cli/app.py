@@ -7,6 +7,7 @@ import typer
 from tidelog.cli import bench, cluster, segment, topics
 from tidelog.cli.broker import BrokerCommand, broker, dev
 from tidelog.cli.consume import consume
+from tidelog.cli.demo.command import demo
 from tidelog.cli.ping import ping
 from tidelog.cli.produce import produce
 from tidelog.cli.top import top
@@ -36,6 +37,7 @@ def _tidelog(
     """A commit log on object storage."""
 
 
+app.command()(demo)
 app.command()(dev)
 app.command(cls=BrokerCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(broker)
 app.add_typer(topics.app, name="topics")

@@ -110,8 +110,6 @@ def run(work: Callable[["Log"], Awaitable[None]]) -> None:
     """Run a command's work on its cluster, and end the process as the module says."""
     import asyncio
 
-    from tidelog.errors import TidelogError
-
     async def connected() -> None:
         async with AsyncExitStack() as stack:
             waiting = asyncio.get_running_loop().call_later(_PATIENCE_S, _say_that_it_waits, reach())
@@ -121,14 +119,25 @@ def run(work: Callable[["Log"], Awaitable[None]]) -> None:
                 waiting.cancel()
             await work(log)
 
-    try:
+    with ending():
         asyncio.run(connected())
         sys.stdout.flush()
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End the process as the module says, whatever a command ends with."""
+    import asyncio
+
+    from tidelog.errors import TidelogError
+
+    try:
+        yield
     except BaseException as raised:
         error = raised
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
             raise typer.Exit(INTERRUPTED) from None
         if isinstance(error, BrokenPipeError):
             _leave_pipe()
