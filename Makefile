@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 WORKERS ?= auto
+DIST    ?= dist
 PIP     := python -m pip install --quiet --disable-pip-version-check
 
 # Everything is pinned, so nothing is resolved here. uv installs in seconds what takes pip minutes; pip does it where uv cannot.
@@ -77,8 +78,8 @@ requirements: venv ## resolve the pinned requirements anew
 demo: venv ## the whole service at work, in acts, in under a minute; nothing is left behind
 	$(BIN)/tidelog demo
 
-dist: ## comes with the command line
-	@echo "make dist: comes with the command line; until then: $(BIN)/python -m pip wheel --no-deps ."; exit 1
+dist: venv ## the wheel and the source distribution, in dist/
+	$(BIN)/hatchling build --directory $(DIST)
 
 clean: ## what the targets made
 	rm -rf $(VENV) .venv-localstack .prometheus dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results

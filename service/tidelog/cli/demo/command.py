@@ -40,6 +40,8 @@ def demo(
     """
     import asyncio
 
+    import tidelog.server.settings  # noqa: F401 - what the service needs is here, or it is said now
+
     with ending(), _folder(data_dir) as folder:
         asyncio.run(_until_told(_play(folder, lines, kept=data_dir is not None)))
 
