@@ -27,13 +27,13 @@ Topic = Annotated[
     str | None,
     typer.Option(metavar="TOPIC", help="An existing topic; else one is made for the run and deleted after it.", show_default=False),
 ]
-Partitions = Annotated[int, typer.Option(min=1, help="Partitions of the topic that is made.")]
-Seconds = Annotated[float, typer.Option(min=0.1, help="How long load is generated.")]
+Partitions = Annotated[int, typer.Option(metavar="COUNT", min=1, help="Partitions of the topic that is made.")]
+Seconds = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long load is generated.")]
 RecordBytes = Annotated[int, typer.Option("--record-bytes", metavar="SIZE", parser=size_bytes, help="Size of each value.")]
-Batch = Annotated[int, typer.Option(min=1, max=100_000, help="Records of one call.")]
+Batch = Annotated[int, typer.Option(metavar="COUNT", min=1, max=100_000, help="Records of one call.")]
 Compression = Annotated[str, typer.Option(metavar="CODEC", help="none, gzip, snappy, lz4 or zstd.")]
-Senders = Annotated[int, typer.Option(min=1, max=256, help="How many at once, each with its own connection.")]
-Rate = Annotated[float, typer.Option(min=0, help="Records per second, of all senders; 0: flat out.")]
+Senders = Annotated[int, typer.Option(metavar="COUNT", min=1, max=256, help="How many at once, each with its own connection.")]
+Rate = Annotated[float, typer.Option(metavar="RATE", min=0, help="Records per second, of all senders; 0: flat out.")]
 
 Work = Callable[[Callable[[], "Log"], Load, Meter], Awaitable[None]]
 
@@ -65,7 +65,7 @@ def latency(
     topic: Topic = None,
     partitions: Partitions = 1,
     seconds: Seconds = 10,
-    rate: Annotated[float, typer.Option(min=0.1, help="Records per second, of all senders.")] = 100,
+    rate: Annotated[float, typer.Option(metavar="RATE", min=0.1, help="Records per second, of all senders.")] = 100,
     senders: Senders = 1,
     record_bytes: RecordBytes = 100,
     compression: Compression = "none",
@@ -84,8 +84,10 @@ def latency(
 def consume(
     topic: Topic = None,
     partitions: Partitions = 12,
-    records: Annotated[int, typer.Option(min=1, help="How many the topic that is made is filled with.")] = 1_000_000,
-    readers: Annotated[int, typer.Option(min=1, max=256, help="How many read at once; partitions are shared among them.")] = 1,
+    records: Annotated[int, typer.Option(metavar="COUNT", min=1, help="How many the topic that is made is filled with.")] = 1_000_000,
+    readers: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=256, help="How many read at once; partitions are shared among them.")
+    ] = 1,
     record_bytes: RecordBytes = 100,
     compression: Compression = "none",
     metrics: Metrics = None,

@@ -36,11 +36,16 @@ def consume(
             help="earliest, latest, an offset, a time as in 2030-01-31T12:00:00Z, or how long ago as in 15m.",
         ),
     ] = "earliest",
-    partition: Annotated[list[int] | None, typer.Option(min=0, help="These partitions alone; may be repeated.", show_default=False)] = None,
+    partition: Annotated[
+        list[int] | None, typer.Option(metavar="NUMBER", min=0, help="These partitions alone; may be repeated.", show_default=False)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is appended, until Ctrl-C.")] = False,
-    max_records: Annotated[int | None, typer.Option(min=0, help="End after so many.", show_default=False)] = None,
+    max_records: Annotated[int | None, typer.Option(metavar="COUNT", min=0, help="End after so many.", show_default=False)] = None,
     output: Annotated[
-        RecordFormat, typer.Option("--format", help="text: place, key and value; json: one object a line; raw: each value and a newline.")
+        RecordFormat,
+        typer.Option(
+            "--format", metavar="text|json|raw", help="text: place, key and value; json: one object a line; raw: each value and a newline."
+        ),
     ] = RecordFormat.TEXT,
 ) -> None:
     """Print committed records.

@@ -24,8 +24,8 @@ def ping(
     topic: Annotated[
         str, typer.Option(metavar="TOPIC", help="Through which topic; made, with one partition, where it is missing.")
     ] = "ping",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many records.")] = 5,
-    interval_ms: Annotated[int, typer.Option("--interval-ms", min=0, help="How long between them.")] = 200,
+    count: Annotated[int, typer.Option("--count", "-n", metavar="COUNT", min=1, help="How many records.")] = 5,
+    interval_ms: Annotated[int, typer.Option("--interval-ms", metavar="MS", min=0, help="How long between them.")] = 200,
     metrics: Metrics = None,
     output: Output = Format.TEXT,
 ) -> None:

@@ -44,7 +44,9 @@ def produce(
     key_separator: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What comes before it in a line is the record's key.", show_default=False)
     ] = None,
-    partition: Annotated[int | None, typer.Option(min=0, help="This partition alone; else by key, or any.", show_default=False)] = None,
+    partition: Annotated[
+        int | None, typer.Option(metavar="NUMBER", min=0, help="This partition alone; else by key, or any.", show_default=False)
+    ] = None,
     header: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header of every record; may be repeated.", show_default=False)
     ] = None,

@@ -35,7 +35,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
-Output = Annotated[Format, typer.Option("--format", help="Text for people, JSON for programs.")]
+Output = Annotated[Format, typer.Option("--format", metavar="text|json", help="Text for people, JSON for programs.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,16 @@ class Reach:
             raise typer.BadParameter(str(error)) from error
 
 
-_CONNECTION = {
+CONNECTION_OPTIONS = {
     "server": Annotated[
         str,
         typer.Option(
             metavar="HOST:PORT", envvar="TIDELOG_SERVER", help="Any broker, or a balancer before them; several separated by commas."
         ),
     ],
-    "token": Annotated[str | None, typer.Option(envvar="TIDELOG_TOKEN", help="The bearer token that goes with every call.")],
+    "token": Annotated[
+        str | None, typer.Option(metavar="TOKEN", envvar="TIDELOG_TOKEN", help="The bearer token that goes with every call.")
+    ],
     "ca": Annotated[
         str | None,
         typer.Option(metavar="FILE", envvar="TIDELOG_CA", help="PEM of the authorities that brokers are checked against; means TLS."),
@@ -91,13 +93,15 @@ def client_command(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def reaching(**given: Any) -> None:
-        _reach.set(Reach(**{name: given.pop(name) for name in _CONNECTION}))
+        _reach.set(Reach(**{name: given.pop(name) for name in CONNECTION_OPTIONS}))
         command(**given)
 
     own = signature(command)
-    more = [Parameter(name, Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=kind) for name, kind in _CONNECTION.items()]
+    more = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=kind) for name, kind in CONNECTION_OPTIONS.items()
+    ]
     vars(reaching)["__signature__"] = own.replace(parameters=[*own.parameters.values(), *more])
-    reaching.__annotations__ = {**command.__annotations__, **_CONNECTION}
+    reaching.__annotations__ = {**command.__annotations__, **CONNECTION_OPTIONS}
     return reaching
 
 
@@ -141,7 +145,9 @@ def ending() -> Iterator[None]:
             raise typer.Exit(INTERRUPTED) from None
         if isinstance(error, BrokenPipeError):
             _leave_pipe()
-        if isinstance(error, TidelogError | OSError):
+        if isinstance(error, TidelogError):
+            fail(f"{error} [{error.reason}]")
+        if isinstance(error, OSError):
             fail(str(error))
         raise
 
@@ -194,7 +200,7 @@ def topic_names(ctx: typer.Context, incomplete: str) -> list[str]:
     from tidelog.errors import TidelogError
 
     async def names() -> list[str]:
-        given = {name: ctx.params.get(name) or _DEFAULTS.get(name) for name in _CONNECTION}
+        given = {name: ctx.params.get(name) or _DEFAULTS.get(name) for name in CONNECTION_OPTIONS}
         async with Reach(**{**given, "timeout_s": _COMPLETION_S}).connect() as log:  # type: ignore[arg-type]
             return await log.admin.list_topics()
 

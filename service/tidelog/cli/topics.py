@@ -32,7 +32,7 @@ Compact = Annotated[
 @client_command
 def create(
     name: Annotated[str, typer.Argument(metavar="TOPIC", help="Its name.")],
-    partitions: Annotated[int, typer.Option(min=0, help="How many partitions; 0: the cluster's default.")] = 0,
+    partitions: Annotated[int, typer.Option(metavar="COUNT", min=0, help="How many partitions; 0: the cluster's default.")] = 0,
     retention: Retention = None,
     retention_bytes: RetentionBytes = None,
     compact: Compact = None,
@@ -100,7 +100,9 @@ def describe(name: Name, output: Output = Format.TEXT) -> None:
 @client_command
 def alter(
     name: Name,
-    partitions: Annotated[int | None, typer.Option(min=1, help="Raise the number of partitions to this.", show_default=False)] = None,
+    partitions: Annotated[
+        int | None, typer.Option(metavar="COUNT", min=1, help="Raise the number of partitions to this.", show_default=False)
+    ] = None,
     retention: Retention = None,
     retention_bytes: RetentionBytes = None,
     compact: Compact = None,

@@ -28,7 +28,9 @@ _KILLS_AT = (0.25, 0.6)
 
 @server_packages()
 def demo(
-    lines: Annotated[int, typer.Option(min=1_000, help="How much text goes in, at least; fewer where the machine has fewer.")] = 250_000,
+    lines: Annotated[
+        int, typer.Option(metavar="COUNT", min=1_000, help="How much text goes in, at least; fewer where the machine has fewer.")
+    ] = 250_000,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the data in this folder, which must be empty; else nothing is left behind.")
     ] = None,
