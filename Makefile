@@ -10,7 +10,7 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit bench chaos sim sim-many docs proto golden requirements dist test-localstack clean
+.PHONY: help venv demo test check unit bench chaos sim sim-many mutants fuzz docs proto golden requirements dist test-localstack clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,6 +43,18 @@ sim: venv ## replay one simulated run, and tell what led to its first violation:
 
 sim-many: venv ## many simulated runs on all cores: make sim-many SEEDS=1-200 (SECONDS=… of faults in each, default 30)
 	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEEDS) $(if $(SECONDS),--seconds $(SECONDS))
+
+mutants: venv ## plant every known bug, let the simulator find it, and write the table in docs/reliability.md
+	PYTHONPATH=service:. $(BIN)/python -m tests.sim.mutants --write
+
+fuzz: .venv-fuzz/.installed ## coverage-guided fuzzing of every decoder for MINUTES (default 5) in all
+	PYTHONPATH=service:. .venv-fuzz/bin/python -m tests.fuzz --minutes $(or $(MINUTES),5)
+
+.venv-fuzz/.installed: requirements.txt requirements-fuzz.txt
+	$(PYTHON) -m venv --clear .venv-fuzz
+	$(call install,.venv-fuzz/bin,requirements.txt)
+	$(call install,.venv-fuzz/bin,requirements-fuzz.txt)
+	@touch $@
 
 bench: venv ## figures, as a table and JSON in benchmarks/results (quiet machine, minutes)
 	$(BIN)/python -m benchmarks

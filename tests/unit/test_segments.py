@@ -64,6 +64,12 @@ def test_the_footer_is_read_from_the_objects_tail_alone() -> None:
     assert decode_footer(INTAKE[start - 5 :], size=len(INTAKE)) == decode(INTAKE)
 
 
+def test_a_tail_that_cannot_hold_the_footer_it_announces_is_told() -> None:
+    start = footer_start(INTAKE, size=len(INTAKE))
+    with pytest.raises(CorruptSegment, match="were to hold it"):
+        decode_footer(INTAKE[start + 1 :], size=len(INTAKE))
+
+
 def test_every_flipped_byte_is_found() -> None:
     small, _ = encode_intake([source(b"t" * 16, p, encode_many([b"v" * 20])) for p in range(3)], ORIGIN)
     for whole, step in ((b"".join(small), 1), (INTAKE, 97), (MERGED, 1009)):

@@ -234,6 +234,11 @@ def decode_footer(tail: Buffer, *, size: int) -> Footer:
     Chunks and index are checked against each other and against the object's size, not against bytes that are not here.
     """
     start = footer_start(tail, size=size)
+    if size - start > len(tail):
+        raise CorruptSegment(
+            f"the footer's length says that it begins at {start}, but the object's last {len(tail)} bytes were to hold it",
+            position=size - TRAILER_BYTES,
+        )
     view = memoryview(tail)[len(tail) - (size - start) :]
     length, expected, _ = _TRAILER.unpack_from(view, len(view) - TRAILER_BYTES)
     body = view[:length]
