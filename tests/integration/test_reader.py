@@ -10,23 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tidelog
 from tidelog.broker.cache import ReadStats
 from tidelog.broker.catalog import Catalog, PartitionRef
 from tidelog.broker.feed import Feed, FeedHub, HubSession
 from tidelog.broker.lookups import Lookups
 from tidelog.broker.reader import PartitionCursor, Reader
 from tidelog.broker.references import AnswerReceiver, CommittedExtents, FeedLink, FeedReceiver, ReferenceLink
-from tidelog.broker.requests import AtTime, Bound
+from tidelog.broker.requests import AtTime, Bound, OffsetFound, Position
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
 from tidelog.errors import CorruptSegment, MetadataUnavailable, MetadataUnusable, OffsetOutOfRange, StoreUnavailable
-from tidelog.executors import InlineExecutor, ThreadExecutor
+from tidelog.executors import Executor, InlineExecutor, ThreadExecutor
 from tidelog.metadata.commits import Committed, NewExtent
 from tidelog.metadata.extents import Extent, ReleasedSource, advance_log_start, read_extents, swap
 from tidelog.metadata.leadership import LedPartition
 from tidelog.metadata.membership import Broker
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore, Transaction
+from tidelog.metadata.topics import TopicConfig
 from tidelog.objects.faults import FaultRates, FaultyStore
 from tidelog.objects.latency import Latencies, Latency, SlowStore
 from tidelog.objects.local import open_directory
@@ -39,6 +41,8 @@ from tidelog.segments.keys import IntakeKey, MergedKey
 
 from tests import virtual_time
 from tests.contract.metadata_steps import CLUSTER_ID, TOPIC_ID, append, join, lead, topic
+from tests.listed_broker import ListedBroker
+from tests.served import serving
 
 KIB = 1024
 SMALL = Settings.model_validate(
@@ -222,14 +226,16 @@ async def a_log(objects: ObjectStore | None = None, *, partitions: int = 1) -> A
 
 
 @asynccontextmanager
-async def reading(log: Log, settings: Settings = ROOMY, *, objects: ObjectStore | None = None, own: bool = True) -> AsyncIterator[Reader]:
+async def reading(
+    log: Log, settings: Settings = ROOMY, *, objects: ObjectStore | None = None, own: bool = True, executor: Executor | None = None
+) -> AsyncIterator[Reader]:
     """A broker's reading side: of the leader itself, or of another broker that has its feed."""
     catalog = Catalog(log.metadata)
     await catalog.refresh()
     stats = ReadStats()
     lookups = Lookups(log.metadata, max_extents_each=settings.read_ahead_extents, stats=stats)
     async with AsyncExitStack() as stack:
-        executor = ThreadExecutor("reading", threads=1)
+        executor = executor or ThreadExecutor("reading", threads=1)
         stack.push_async_callback(executor.close)
         feed = await stack.enter_async_context(
             Feed(
@@ -274,7 +280,7 @@ async def read_all(cursor: PartitionCursor, offset: int = 0, *, max_bytes: int =
         assert run.next_offset > offset
         headers = scan(run.batches)
         if headers:
-            assert headers[0].base_offset == run.base_offset
+            assert run.base_offset == min(offset, headers[0].base_offset)
             assert len(headers) == 1 or len(run.batches) <= max_bytes, "about max_bytes, but at least one batch"
         pieces.append(bytes(run.batches))
         offset = run.next_offset
@@ -340,6 +346,33 @@ async def test_merged_segments_are_read_by_their_index_and_gaps_are_passed() -> 
             assert len(objects.gets) <= 4, "a few blocks, not the whole object"
             assert await read_all(cursor) == log.bytes_from(0)
             assert await read_all(cursor, 19_600) == log.bytes_from(19_600), "from within a gap"
+            run = await cursor.read(10_500, max_bytes=1)
+            assert (run.base_offset, scan(run.batches)[0].base_offset) == (10_500, 10_600), "a run tells of the gap that it begins with"
+
+
+async def test_a_client_passes_the_gaps_that_compaction_left() -> None:
+    class Broker(ListedBroker):
+        reader: Reader
+        log: Log
+
+        def follow(self, topic: str, partition: int) -> Any:
+            return self.reader.follow(self.log.ref(partition))
+
+        async def list_offset(self, topic: str, partition: int, position: Position) -> OffsetFound:
+            return await self.reader.list_offset(self.log.ref(partition), position)
+
+    async with a_log() as log, reading(log, SMALL) as reader:
+        await log.write_many(60, batches=4, records=10, tell=False)
+        extents = await log.extents()
+        for first in range(0, 60, 6):
+            await log.merge(extents[first : first + 6], drop=lambda base: base // 10 % 12 not in (3, 4))
+        broker = Broker()
+        broker.reader, broker.log = reader, log
+        await broker.create_topic("t", partitions=1, config=TopicConfig())
+        async with serving(broker) as served, tidelog.connect(served.server.address) as client:
+            for start in (0, 35, 50, 51, 2_399):
+                found = [batch.data async for batch in client.consume("t", start=start, follow=False).batches()]
+                assert b"".join(found) == log.bytes_from(start)
 
 
 async def test_the_tail_comes_from_memory_where_this_broker_took_it_in() -> None:
@@ -400,7 +433,11 @@ async def test_a_feed_that_breaks_is_replaced_by_polls_and_opened_again() -> Non
 
 def test_polls_go_on_after_the_database_was_away_for_a_day() -> None:
     async def outage() -> None:
-        async with a_log() as log, reading(log, own=False) as reader, reader.follow(log.ref()) as cursor:
+        async with (
+            a_log() as log,
+            reading(log, own=False, executor=InlineExecutor()) as reader,
+            reader.follow(log.ref()) as cursor,
+        ):
             log.peers.refusing = True
             log.metadata.away = True
             await asyncio.sleep(24 * 3600)
@@ -489,6 +526,28 @@ async def test_an_object_that_was_merged_away_meanwhile_is_found_in_its_new_plac
             objects.before_get = merged
             assert await read_all(cursor) == log.bytes_from(0)
             assert reader.stats.missing_objects == 1
+
+
+async def test_one_of_several_objects_may_be_merged_away_while_they_are_read_together() -> None:
+    async with a_log() as log:
+        await log.write_many(10, tell=False)
+        async with reading(log, SMALL) as reader, reader.follow(log.ref()) as cursor:
+            begun = await cursor.read(0, max_bytes=1)  # looks up all extents, and reads the first few
+            extents = (await log.extents())[6:9]
+            await log.merge(extents)
+            await log.objects.delete_many([log.key_of(extent) for extent in extents])
+            assert await read_all(cursor, begun.next_offset, max_bytes=100_000) == log.bytes_from(begun.next_offset)
+            assert reader.stats.missing_objects == 1
+
+
+async def test_what_comes_before_an_object_that_is_gone_is_read() -> None:
+    async with a_log() as log, reading(log) as reader, reader.follow(log.ref()) as cursor:
+        await log.write_many(3, tell=False)
+        await log.objects.delete_many([log.key_of((await log.extents())[2])])
+        assert (await cursor.read(0, max_bytes=100_000)).next_offset == 10
+        assert (await cursor.read(10, max_bytes=100_000)).next_offset == 20
+        with pytest.raises(CorruptSegment, match="offset 20 in an object that is not there"):
+            await cursor.read(20, max_bytes=100_000)
 
 
 async def test_an_object_that_is_gone_for_good_is_an_error_and_nothing_is_skipped() -> None:

@@ -164,39 +164,37 @@ class PartitionCursor:
         Raises OffsetOutOfRange, StoreError, MetadataError, CorruptSegment.
         """
         sequential = offset == self._expected
-        missing: ObjectNotFound | None = None
+        asked, misses = offset, 0
         missed: Extent | None = None
-        for _ in range(_ATTEMPTS):
+        while True:
             found = self._from_memory(offset, max_bytes)
             if found is not None:
                 self._reader.stats.memory_hits += 1
-                return self._answer(*found)
+                batches, base_offset, next_offset = found
+                return self._answer(batches, min(asked, base_offset), next_offset)
             extents, tail = await self._extents(offset)
             if not extents:
-                return self._answer(b"", offset, offset)
-            if extents[0] == missed:
-                break  # SQL has been asked again, and says the same
+                return self._answer(b"", asked, offset)
+            if misses:
+                extents = extents[:1]  # which of them was not there is not known: whatever comes before it is read
             self._reader.stats.memory_misses += 1
             try:
-                batches = await self._load(extents, offset, max_bytes, tail=tail, sequential=sequential)
+                loaded = await self._load(extents, offset, max_bytes, tail=tail, sequential=sequential)
             except ObjectNotFound as error:
                 # Merged or expired between looking up and reading: what is known of extents is of no use any more.
                 self._reader.stats.missing_objects += 1
-                missing, missed = error, extents[0]
+                if extents[0] == missed or misses == _ATTEMPTS:  # SQL has been asked again, and says the same
+                    raise self._lost(offset) from error
+                missed = extents[0] if misses else None
+                misses += 1
                 self._followed.forget()
                 self._reader.ahead.drop(self._number)
                 continue
-            self._reader.records.keep(self._ref.partition_id, batches, tail=tail)
-            cut = batches.cut(offset, max_bytes=max_bytes)
+            self._reader.records.keep(self._ref.partition_id, loaded, tail=tail)
+            cut = loaded.cut(offset, max_bytes=max_bytes)
             if cut is not None:
-                return self._answer(cut.batches, cut.base_offset, cut.next_offset)
-            offset = batches.next_offset  # only a gap was left of it
-            missed = None
-        raise CorruptSegment(
-            f"partition {self._ref.partition} of topic {self._ref.topic!r} has offset {offset} in an object that is not there, also after"
-            " the metadata were read again; look whether something else deletes from the bucket",
-            position=0,
-        ) from missing
+                return self._answer(cut.batches, min(asked, cut.base_offset), cut.next_offset)
+            offset = loaded.next_offset  # only a gap was left of it
 
     async def wait(self, offset: int) -> None:
         """Wait until the high watermark may lie beyond `offset`."""
@@ -205,6 +203,7 @@ class PartitionCursor:
     # ---- what is known
 
     def _from_memory(self, offset: int, max_bytes: int) -> tuple[Buffer, int, int] | None:
+        """Return batches from the one that holds `offset` on, where they begin, and where the next read goes on."""
         if offset < self._followed.log_start_offset:
             return None
         records = self._reader.records
@@ -291,6 +290,13 @@ class PartitionCursor:
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("the last attempt returns or raises")
+
+    def _lost(self, offset: int) -> CorruptSegment:
+        return CorruptSegment(
+            f"partition {self._ref.partition} of topic {self._ref.topic!r} has offset {offset} in an object that is not there, also after"
+            " the metadata were read again; look whether something else deletes from the bucket",
+            position=0,
+        )
 
     def _answer(self, batches: Buffer, base_offset: int, next_offset: int) -> Run:
         self._expected = next_offset

@@ -64,8 +64,8 @@ class Run:
     batches: Buffer
     """Back to back; may begin before the offset asked for (clients skip); empty where there is nothing yet."""
     base_offset: int
-    """Of the first record in `batches`."""
+    """Where the run begins: with its first batch, or with the offset asked for where a gap comes first."""
     next_offset: int
-    """Where the next read goes on, also across gaps."""
+    """Where the next read goes on, also across gaps. Nothing between the two is left out."""
     high_watermark: int
     log_start_offset: int
