@@ -20,7 +20,7 @@ from tidelog.broker.references import AnswerReceiver, CommittedExtents, FeedLink
 from tidelog.broker.requests import AtTime, Bound, OffsetFound, Position
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
-from tidelog.errors import CorruptSegment, MetadataUnavailable, MetadataUnusable, OffsetOutOfRange, StoreUnavailable
+from tidelog.errors import CorruptSegment, MetadataUnavailable, MetadataUnusable, OffsetOutOfRange, StoreUnavailable, UnknownTopic
 from tidelog.executors import Executor, InlineExecutor, ThreadExecutor
 from tidelog.metadata.commits import Committed, NewExtent
 from tidelog.metadata.extents import Extent, ReleasedSource, advance_log_start, read_extents, swap
@@ -40,6 +40,8 @@ from tidelog.segments.format import ChunkSource, Origin, encode_intake, encode_m
 from tidelog.segments.keys import IntakeKey, MergedKey
 
 from tests import virtual_time
+from tests.cluster import append as append_to
+from tests.cluster import open_cluster
 from tests.contract.metadata_steps import CLUSTER_ID, TOPIC_ID, append, join, lead, topic
 from tests.listed_broker import ListedBroker
 from tests.served import serving
@@ -510,6 +512,24 @@ async def test_what_lies_below_the_log_start_is_out_of_range_and_sql_says_so() -
         assert await cursor.resolve(Bound.EARLIEST) == 15
         await log.write_many(1, tell=False)
         assert await cursor.resolve(Bound.LATEST) == 40, "asked of SQL, whatever the feed has told"
+
+
+async def test_whoever_reads_or_follows_a_topic_that_is_deleted_is_told() -> None:
+    async with open_cluster() as cluster:
+        one, other = await cluster.start("one"), await cluster.start("other")
+        await one.create_topic("t", partitions=1, config=TopicConfig())
+        await append_to(one, "t", *[b"v"] * 10)
+        async with other.follow("t", 0) as waits, other.follow("t", 0) as reads:
+            assert (await waits.read(0, max_bytes=1)).next_offset == 10
+            waiting = asyncio.ensure_future(waits.wait(10))
+            await asyncio.sleep(0)
+            await one.delete_topic("t")
+            with pytest.raises(UnknownTopic, match="'t' was being read, but it has been deleted"):
+                await reads.resolve(11)  # SQL is asked, and then whether the topic is still there
+            async with asyncio.timeout(10):
+                await waiting
+            with pytest.raises(UnknownTopic, match="'t' was being read, but it has been deleted"):
+                await waits.read(10, max_bytes=1)
 
 
 async def test_an_object_that_was_merged_away_meanwhile_is_found_in_its_new_place() -> None:

@@ -56,6 +56,8 @@ class Followed:
         """Where the log ended when this was first known: what follows was committed just now, what is below is the past."""
         self.trust = _Trust.NONE
         self.source: _Source | None = None
+        self.deleted = False
+        """Whether its topic is known to be no more."""
         self._most = most
         self._window: list[Extent] = []
         self._waiting: dict[asyncio.Future[None], int] = {}
@@ -77,9 +79,17 @@ class Followed:
         self.log_start_offset = max(self.log_start_offset, log_start_offset)
         if high_watermark > self.high_watermark:
             self.high_watermark = high_watermark
-            for waiting, offset in list(self._waiting.items()):
-                if offset < high_watermark and not waiting.done():
-                    waiting.set_result(None)
+            self._wake()
+
+    def delete(self) -> None:
+        """Note that the topic is no more: nothing will ever come."""
+        self.deleted = True
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiting, offset in list(self._waiting.items()):
+            if (offset < self.high_watermark or self.deleted) and not waiting.done():
+                waiting.set_result(None)
 
     def add(self, extents: Sequence[Extent]) -> bool:
         """Add newer extents to the window; return whether they follow on what was there."""
@@ -100,8 +110,8 @@ class Followed:
         self._window = []
 
     async def beyond(self, offset: int) -> None:
-        """Wait until the high watermark lies beyond `offset`."""
-        if self.high_watermark > offset:
+        """Wait until the high watermark lies beyond `offset`, or the topic is deleted."""
+        if self.high_watermark > offset or self.deleted:
             return
         waiting = asyncio.get_running_loop().create_future()
         self._waiting[waiting] = offset
@@ -186,6 +196,11 @@ class Feed:
         if (followed := self._followed.get(partition_id)) is not None:
             followed.raise_to(next_offset)
 
+    async def exists(self, partition_id: int) -> bool:
+        """Return whether the partition's topic is still there; SQL is asked."""
+        await self._catalog.refresh()
+        return self._catalog.partition_by_id(partition_id) is not None
+
     def looked_up(self, found: PartitionExtents) -> None:
         """Take what SQL says of a partition."""
         followed = self._followed.get(found.partition_id)
@@ -200,6 +215,9 @@ class Feed:
 
     def _route(self) -> None:
         if self._polling is not None:
+            for followed in self._followed.values():
+                if not followed.deleted and self._catalog.partition_by_id(followed.partition_id) is None:
+                    followed.delete()
             self._place(self._followed.values())
             for epoch in [epoch for epoch, feed in self._feeds.items() if not feed.followed or self._catalog.broker(epoch) is None]:
                 feed = self._feeds.pop(epoch)

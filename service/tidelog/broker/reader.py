@@ -21,7 +21,15 @@ from tidelog.broker.requests import AtTime, Bound, OffsetFound, Position, Run
 from tidelog.broker.runs import IntakeSpan, MergedRun, StampedBatches, check_merged, first_batch_bytes, plan_merged, stamp_intake
 from tidelog.clock import Clock
 from tidelog.config import Settings
-from tidelog.errors import CorruptSegment, MetadataUnavailable, MetadataUnusable, ObjectNotFound, OffsetOutOfRange
+from tidelog.errors import (
+    CorruptSegment,
+    MetadataUnavailable,
+    MetadataUnusable,
+    ObjectNotFound,
+    OffsetOutOfRange,
+    UnknownPartition,
+    UnknownTopic,
+)
 from tidelog.executors import Executor
 from tidelog.metadata.extents import Extent, PartitionExtents, offset_for_time
 from tidelog.metadata.store import MetadataStore
@@ -155,18 +163,20 @@ class PartitionCursor:
         if not isinstance(position, int):
             return (await self._reader.list_offset(self._ref, position)).offset
         if not self._followed.log_start_offset <= position <= self._followed.high_watermark:
-            self._check_range(await self._look_up(position), position)
+            await self._check_range(await self._look_up(position), position)
         return position
 
     async def read(self, offset: int, *, max_bytes: int) -> Run:
         """Return committed batches from `offset` on, about `max_bytes` of them but at least one; empty at the high watermark.
 
-        Raises OffsetOutOfRange, StoreError, MetadataError, CorruptSegment.
+        Raises OffsetOutOfRange, UnknownTopic once it is deleted, StoreError, MetadataError, CorruptSegment.
         """
         sequential = offset == self._expected
         asked, misses = offset, 0
         missed: Extent | None = None
         while True:
+            if self._followed.deleted:
+                raise self._deleted()
             found = self._from_memory(offset, max_bytes)
             if found is not None:
                 self._reader.stats.memory_hits += 1
@@ -237,13 +247,13 @@ class PartitionCursor:
             if followed.known and offset == followed.high_watermark:
                 return (), True
         found = await self._look_up(offset)
-        self._check_range(found, offset)
+        await self._check_range(found, offset)
         if offset == found.high_watermark:
             return (), True
         extents = _contiguous(found.extents)
         if not extents or not extents[0].base_offset <= offset < extents[0].next_offset:
             found = await self._look_up(offset)
-            self._check_range(found, offset)
+            await self._check_range(found, offset)
             extents = _contiguous(found.extents)
             if not extents or not extents[0].base_offset <= offset < extents[0].next_offset:
                 raise MetadataUnusable(
@@ -261,11 +271,15 @@ class PartitionCursor:
                 f"offset {offset} of partition {self._ref.partition} of topic {self._ref.topic!r} is not in memory, and the metadata store"
                 f" does not answer where it lies ({error}); try again"
             ) from error
+        except UnknownPartition as error:
+            raise self._deleted() from error
         self._reader.feed.looked_up(found)
         return found
 
-    def _check_range(self, found: PartitionExtents, offset: int) -> None:
+    async def _check_range(self, found: PartitionExtents, offset: int) -> None:
         if not found.log_start_offset <= offset <= found.high_watermark:
+            if not await self._reader.feed.exists(self._ref.partition_id):
+                raise self._deleted()
             raise OffsetOutOfRange(
                 f"offset {offset} of partition {self._ref.partition} of topic {self._ref.topic!r} was asked for, but it has offsets"
                 f" {found.log_start_offset} to {found.high_watermark}; choose one of them, or begin at the earliest or latest",
@@ -290,6 +304,9 @@ class PartitionCursor:
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("the last attempt returns or raises")
+
+    def _deleted(self) -> UnknownTopic:
+        return UnknownTopic(f"topic {self._ref.topic!r} was being read, but it has been deleted; create it again, or read another")
 
     def _lost(self, offset: int) -> CorruptSegment:
         return CorruptSegment(
