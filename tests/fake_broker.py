@@ -169,6 +169,10 @@ class Broker(log_pb2_grpc.LogServicer, admin_pb2_grpc.AdminServicer):
         """For each Consume stream to come: it breaks after so many responses."""
         self.end_subscription: deque[TidelogError] = deque()
         """For each subscription to come: it ends with this error at once."""
+        self.metadata_fails: TidelogError | None = None
+        self.metadata_hangs = False
+        self.list_offsets_fails: deque[TidelogError] = deque()
+        """For each query of offsets to come: this is its answer."""
         self.tamper: Callable[[log_pb2.Batches], None] = lambda batches: None
         self.granted = 0
         self.pushed = 0
@@ -189,6 +193,10 @@ class Broker(log_pb2_grpc.LogServicer, admin_pb2_grpc.AdminServicer):
 
     async def GetMetadata(self, request: log_pb2.GetMetadataRequest, context: Any) -> log_pb2.GetMetadataResponse:
         self.calls.append("GetMetadata")
+        if self.metadata_hangs:
+            await asyncio.Event().wait()
+        if self.metadata_fails is not None:
+            await abort(context, self.metadata_fails)
         self.tokens.update(value for name, value in context.invocation_metadata() if name == "authorization")
         brokers = [
             log_pb2.GetMetadataResponse.Broker(broker_id=broker.broker_id, address=broker.advertises or broker.address, zone=broker.zone)
@@ -215,6 +223,10 @@ class Broker(log_pb2_grpc.LogServicer, admin_pb2_grpc.AdminServicer):
         answers = []
         for query in request.queries:
             place = (query.partition.topic, query.partition.partition)
+            if self.list_offsets_fails:
+                error = message_of(self.list_offsets_fails.popleft())
+                answers.append(log_pb2.ListOffsetsResponse.Answer(partition=query.partition, offset=-1, error=error))
+                continue
             kind = query.at.WhichOneof("at")
             offset = self.cluster.log_start[place] if kind == "earliest" else self.cluster.next_offset[place]
             if kind == "timestamp_ms":

@@ -2,18 +2,29 @@
 
 import asyncio
 import random
+import struct
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TypeVar
 
 import pytest
 import tidelog
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tidelog.client.consumer import ConsumedBatch, Consumption
-from tidelog.errors import CorruptBatch, Draining, InvalidRequest, NotReady, OffsetOutOfRange, UnknownPartition, UnknownTopic
+from tidelog.client.consumer import ConsumedBatch, Consumption, position
+from tidelog.errors import (
+    CorruptBatch,
+    Draining,
+    InvalidRequest,
+    MetadataUnavailable,
+    NotReady,
+    OffsetOutOfRange,
+    UnknownPartition,
+    UnknownTopic,
+)
 from tidelog.proto.v1 import log_pb2
 from tidelog.records.batch import scan, stamp
+from tidelog.records.checksum import crc32c
 from tidelog.records.codec import Record, ValueBuffers, encode, encode_many
 
 from tests.fake_broker import Cluster, CuttingProxy, running_cluster
@@ -229,6 +240,77 @@ async def test_partitions_that_are_added_later_are_read_from_their_beginning(clu
     assert (batch.partition, batch.values) == (1, values)
 
 
+async def test_reading_goes_on_while_brokers_cannot_tell_of_partitions(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidelog.client.consumer._REFRESH_S", 0.05)
+    broker = cluster.brokers[0]
+    async with tidelog.connect(broker.address) as log, log.consume("one") as consumption:
+        batches = consumption.batches()
+
+        async def reads_what_is_appended() -> None:
+            values = fill(cluster, 1)
+            async with cluster.grown:
+                cluster.grown.notify_all()
+            assert (await soon(anext(batches))).values == values
+
+        await reads_what_is_appended()
+        broker.metadata_fails = MetadataUnavailable("the database is away")
+        asked = broker.calls.count("GetMetadata")
+        while broker.calls.count("GetMetadata") < asked + 5:
+            await reads_what_is_appended()
+        broker.metadata_fails, broker.metadata_hangs = None, True
+        asked = broker.calls.count("GetMetadata")
+        while broker.calls.count("GetMetadata") == asked:
+            await reads_what_is_appended()
+        async with asyncio.timeout(5):  # of the ten seconds that an answer may take
+            await reads_what_is_appended()
+        assert broker.consume_streams == 1
+
+
+async def test_a_connection_without_an_answer_is_left(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidelog.client.consumer._REFRESH_S", 0.05)
+    monkeypatch.setattr("tidelog.client.connection._ATTEMPT_TIMEOUT_S", 0.2)
+    broker = cluster.brokers[0]
+    async with tidelog.connect(broker.address) as log, log.consume("one") as consumption:
+        reading = asyncio.ensure_future(anext(consumption.batches()))
+        while not broker.consume_streams:
+            await asyncio.sleep(0.01)
+        broker.metadata_hangs = True
+        while broker.consume_streams == 1:
+            await asyncio.sleep(0.01)
+        broker.metadata_hangs = False
+        values = fill(cluster, 1)
+        assert (await soon(reading)).values == values
+
+
+async def test_what_cannot_be_told_now_is_asked_again_before_reading_begins(cluster: Cluster) -> None:
+    values = fill(cluster, 1)
+    cluster.brokers[0].list_offsets_fails.extend([MetadataUnavailable("the database is away")] * 8)
+    async with tidelog.connect(cluster.brokers[0].address) as log:
+        assert await soon(values_of(log.consume("one", follow=False))) == values
+
+
+async def test_the_earliest_record_may_expire_before_it_is_read_but_not_one_that_was_asked_for(cluster: Cluster) -> None:
+    values = fill(cluster, 3)
+    expired = OffsetOutOfRange("expired", log_start_offset=10, high_watermark=30)
+    async with tidelog.connect(cluster.brokers[0].address) as log:
+        cluster.brokers[0].end_subscription.append(expired)
+        assert await soon(values_of(log.consume("one", follow=False))) == values[10:]
+        cluster.brokers[0].end_subscription.append(expired)
+        with pytest.raises(OffsetOutOfRange):
+            await soon(values_of(log.consume("one", start=0, follow=False)))
+
+
+@given(
+    when=st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1)),  # noqa: DTZ001
+    hours=st.integers(-12, 12),
+)
+def test_a_time_stands_for_the_first_millisecond_that_is_not_before_it(when: datetime, hours: int) -> None:
+    zoned = when.replace(tzinfo=timezone(timedelta(hours=hours)))
+    since = zoned - datetime(1970, 1, 1, tzinfo=UTC)
+    asked = position(zoned, name="start").timestamp_ms
+    assert timedelta(milliseconds=asked - 1) < since <= timedelta(milliseconds=asked)
+
+
 async def test_what_is_not_there_is_named(cluster: Cluster) -> None:
     async with tidelog.connect(cluster.brokers[0].address) as log:
         with pytest.raises(UnknownTopic, match="nowhere"):
@@ -280,3 +362,15 @@ def test_a_part_of_a_batch_is_the_same_as_records_values_and_buffers(
     assert len(batch) == last - first
     assert [record.offset for record in batch.records()] == list(range(base + first, base + last))
     assert batch.limited(1).values == list(values[first : first + 1])
+
+
+def test_a_batch_of_which_compaction_left_nothing_behind_the_start_is_empty() -> None:
+    data = bytearray(encode_many([b"a", b"b"]))
+    struct.pack_into(">i", data, 23, 9)  # last offset delta: the batch stands for ten offsets
+    struct.pack_into(">I", data, 17, crc32c(data[21:]))
+    (header,) = scan(data)
+    assert (header.record_count, header.next_offset) == (2, 10)
+    batch = ConsumedBatch("t", 0, bytes(data), header, start=5, stop=None)
+    assert (batch.records(), batch.values, unpacked(batch.buffers()), len(batch)) == ([], [], [], 0)
+    whole = ConsumedBatch("t", 0, bytes(data), header, start=0, stop=None)
+    assert whole.values == unpacked(whole.buffers()) == [b"a", b"b"]

@@ -135,7 +135,7 @@ class Brokers:
     ) -> None:
         self.clock = clock
         self.chance = chance
-        self._call_timeout_s = call_timeout_s
+        self.call_timeout_s = call_timeout_s
         self._credentials = credentials
         self._zone = zone
         self._known: dict[str, Broker] = {}
@@ -196,10 +196,10 @@ class Brokers:
 
         A call that is not `repeatable` is not made again once it may have been done: it raises OutcomeUnknown.
         """
-        deadline = self.clock.monotonic() + self._call_timeout_s
+        deadline = self.clock.monotonic() + self.call_timeout_s
         failures = 0
         error: TidelogError = NotReady(
-            f"no broker could be reached at {', '.join(self._known)} within {self._call_timeout_s:g} s; start one, or mend the address"
+            f"no broker could be reached at {', '.join(self._known)} within {self.call_timeout_s:g} s; start one, or mend the address"
         )
         while (remaining := deadline - self.clock.monotonic()) > 0:
             try:

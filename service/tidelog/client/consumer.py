@@ -11,8 +11,9 @@ import asyncio
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
+from math import inf
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -69,7 +70,7 @@ class ConsumedBatch:
         topic, partition, first, end = self.topic, self.partition, self.base_offset, self.next_offset
         return [
             ConsumedRecord(topic, partition, offset, timestamp_ms, key, value, headers)
-            for value, key, timestamp_ms, headers, offset in codec.decode(self.data)
+            for value, key, timestamp_ms, headers, offset in codec.decode(self.data, header=self._header)
             if first <= offset < end
         ]
 
@@ -78,14 +79,14 @@ class ConsumedBatch:
         """The values, None for tombstones. Raises CorruptBatch."""
         if not self._dense:
             return [record.value for record in self.records()]
-        values = codec.decode_values(self.data)
+        values = codec.decode_values(self.data, header=self._header)
         return values if len(values) == self._size else values[self._first : self._first + self._size]
 
     def buffers(self) -> codec.ValueBuffers:
         """Return the values without an object each, in the layout of Arrow's binary array. Raises CorruptBatch."""
         if not self._dense:
-            return codec.decode_buffers(codec.encode_many(self.values))
-        buffers = codec.decode_buffers(self.data)
+            return codec.value_buffers(self.values)
+        buffers = codec.decode_buffers(self.data, header=self._header)
         first, end = self._first, self._first + self._size
         if first == 0 and len(buffers.offsets) == end + 1:
             return buffers
@@ -115,25 +116,25 @@ class ConsumedBatch:
 class Subscription:
     """One partition: where it goes on, and where it ends."""
 
-    __slots__ = ("failures", "next_offset", "partition", "retry_at", "stop_offset", "subscription_id", "topic")
+    __slots__ = ("failures", "from_earliest", "next_offset", "partition", "stop_offset", "subscription_id", "topic")
 
     def __init__(self, topic: str, partition: int, next_offset: int, stop_offset: int | None) -> None:
         self.topic = topic
         self.partition = partition
         self.next_offset = next_offset
         self.stop_offset = stop_offset
+        self.from_earliest = False
+        """Whether it begins at the earliest record, and none has come yet."""
         self.subscription_id = 0
         self.failures = 0
-        self.retry_at: float | None = None
-        """When to ask again after an error of this partition; None: it is being read."""
 
     @property
     def ended(self) -> bool:
         """Whether all that was asked for has come."""
         return self.stop_offset is not None and self.next_offset >= self.stop_offset
 
-    def take(self, batches: pb.Batches) -> list[ConsumedBatch]:
-        """Return what a response brings that is wanted. Raises CorruptBatch where it is not whole or leaves something out."""
+    def take(self, batches: pb.Batches, data: bytes) -> list[ConsumedBatch]:
+        """Return what of a response's `data` is wanted. Raises CorruptBatch where it is not whole or leaves something out."""
         expected = self.next_offset
         if not batches.base_offset <= expected < batches.next_offset:
             raise CorruptBatch(
@@ -143,7 +144,7 @@ class Subscription:
             )
         found = []
         at = batches.base_offset
-        for header in scan(batches.batches):
+        for header in scan(data):
             if header.base_offset < at or header.next_offset > batches.next_offset:
                 raise CorruptBatch(
                     f"{self.topic}/{self.partition}: a batch of offsets [{header.base_offset}, {header.next_offset}) came where"
@@ -153,9 +154,10 @@ class Subscription:
             at = header.next_offset
             if at <= expected or (self.stop_offset is not None and header.base_offset >= self.stop_offset):
                 continue
-            data = batches.batches[header.position : header.position + header.size]
-            found.append(ConsumedBatch(self.topic, self.partition, data, header, start=expected, stop=self.stop_offset))
+            batch = data[header.position : header.position + header.size]
+            found.append(ConsumedBatch(self.topic, self.partition, batch, header, start=expected, stop=self.stop_offset))
         self.next_offset = batches.next_offset
+        self.from_earliest = False
         self.failures = 0
         return found
 
@@ -181,7 +183,11 @@ class Consumption:
         self._left = max_records
         self._credit_bytes = credit_bytes
         self._subscriptions: dict[tuple[str, int], Subscription] = {}
+        self._unended: set[Subscription] = set()
         self._open: dict[int, Subscription] = {}
+        """Those that the broker is reading for, by their ids on the stream."""
+        self._due: dict[Subscription, float] = {}
+        """Those that it is to be asked for, and when: at once, or some time after an error."""
         self._ids = count(1)
         self._refresh_at = 0.0
         self._iterator: AsyncGenerator[ConsumedBatch, None] | None = None
@@ -196,7 +202,10 @@ class Consumption:
                     yield record
 
     def batches(self) -> AsyncGenerator[ConsumedBatch, None]:
-        """Return the record batches instead of the records, for those who want columns. A consumption is iterated once."""
+        """Return the record batches instead of the records, for those who want columns. A consumption is iterated once.
+
+        Whoever cancels the wait for the next one, by a time-out for example, ends it: go on with another from `next_offsets`.
+        """
         if self._iterator is not None:
             raise InvalidRequest("a consumption was iterated twice; call log.consume again, with start=")
         self._iterator = self._limited()
@@ -247,7 +256,12 @@ class Consumption:
                     f"{topic_name}/{partition} was to be read from offset {first}, but it ends before {stop}; begin at {stop} or lower",
                     high_watermark=stop,
                 )
-            self._subscriptions[topic_name, partition] = Subscription(topic_name, partition, first, stop)
+            subscription = Subscription(topic_name, partition, first, stop)
+            subscription.from_earliest = start.HasField("earliest")
+            self._subscriptions[topic_name, partition] = subscription
+            if not subscription.ended:
+                self._unended.add(subscription)
+                self._due[subscription] = 0.0
 
     # ---- reading
 
@@ -271,7 +285,7 @@ class Consumption:
 
     async def _batches(self) -> AsyncGenerator[ConsumedBatch, None]:
         await self._begin()
-        while self._unended():
+        while self._goes_on:
             broker = await self._brokers.connected()
             try:
                 async with aclosing(self._stream(broker)) as batches:
@@ -288,31 +302,38 @@ class Consumption:
             except asyncio.InvalidStateError:  # a write to a call that has ended
                 self._brokers.failed(broker)
 
-    def _unended(self) -> bool:
+    @property
+    def _goes_on(self) -> bool:
         """Whether there is anything to wait for; a consumption without a stop waits for partitions, too."""
-        return self._stop is None or any(not subscription.ended for subscription in self._subscriptions.values())
+        return self._stop is None or bool(self._unended)
 
     async def _stream(self, broker: Broker) -> AsyncGenerator[ConsumedBatch, None]:
         """Yield batches from one stream until all has ended, or the broker wants to be left. Raises AioRpcError."""
         call = broker.log.Consume(metadata=broker.metadata)
         self._open.clear()
-        for subscription in self._subscriptions.values():
-            subscription.retry_at = 0.0
+        self._due = dict.fromkeys(self._unended, 0.0)
         read: asyncio.Task[Any] | None = None
+        refreshing: asyncio.Task[None] | None = None
         credit = self._credit_bytes
         try:
-            while self._unended():
+            while self._goes_on:
                 now = self._brokers.clock.monotonic()
-                if now >= self._refresh_at:
-                    await self._refresh(broker)
-                adds = self._due(now)
+                if refreshing is None and now >= self._refresh_at:
+                    self._refresh_at = now + _REFRESH_S
+                    refreshing = asyncio.ensure_future(self._refresh(broker))
+                adds = self._take_due(now)
                 if adds or credit * 2 >= self._credit_bytes:
                     await call.write(pb.ConsumeRequest(add=adds, credit_bytes=credit))
                     credit = 0
                 if read is None:
                     read = asyncio.ensure_future(call.read())
-                wake_at = min((s.retry_at for s in self._subscriptions.values() if s.retry_at is not None), default=self._refresh_at)
-                await asyncio.wait((read,), timeout=max(0.0, min(wake_at, self._refresh_at) - now))
+                waiting = (read,) if refreshing is None else (read, refreshing)
+                wake_at = min((*self._due.values(), self._refresh_at if refreshing is None else inf))
+                timeout = None if wake_at == inf else max(0.0, wake_at - now)
+                await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if refreshing is not None and refreshing.done():
+                    refreshing.result()
+                    refreshing = None
                 if not read.done():
                     continue
                 response, read = read.result(), None
@@ -325,11 +346,10 @@ class Consumption:
                 self._brokers.worked(broker)
                 event = response.WhichOneof("event")
                 if event == "batches":
-                    subscription_found = self._open.get(response.batches.subscription_id)
-                    if subscription_found is not None:
-                        for batch in subscription_found.take(response.batches):
-                            yield batch
-                    credit += len(response.batches.batches)
+                    data = response.batches.batches  # protobuf makes a copy each time it is asked
+                    credit += len(data)
+                    for batch in self._take(response.batches, data):
+                        yield batch
                 elif event == "progress":
                     self._progress(response.progress)
                 elif event == "end" and self._end(response.end):
@@ -337,67 +357,83 @@ class Consumption:
                     return
         finally:
             call.cancel()
-            if read is not None:
-                read.cancel()
-                await asyncio.wait((read,))
-                if not read.cancelled():
-                    read.exception()
+            left = [task for task in (read, refreshing) if task is not None]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
-    def _due(self, now: float) -> list[pb.AddPartition]:
+    def _take_due(self, now: float) -> list[pb.AddPartition]:
         """Return what is to be asked for now: each time under a new id, so that nothing late is taken for it."""
         adds = []
-        for subscription in self._subscriptions.values():
-            if subscription.retry_at is not None and subscription.retry_at <= now:
-                subscription.retry_at = None
-                if subscription.ended:
-                    continue
-                subscription.subscription_id = next(self._ids)
-                self._open[subscription.subscription_id] = subscription
-                adds.append(
-                    pb.AddPartition(
-                        subscription_id=subscription.subscription_id,
-                        partition=pb.TopicPartition(topic=subscription.topic, partition=subscription.partition),
-                        start=pb.Position(offset=subscription.next_offset),
-                        stop_offset=subscription.stop_offset,
-                    )
+        for subscription in [due for due, at in self._due.items() if at <= now]:
+            del self._due[subscription]
+            subscription.subscription_id = next(self._ids)
+            self._open[subscription.subscription_id] = subscription
+            adds.append(
+                pb.AddPartition(
+                    subscription_id=subscription.subscription_id,
+                    partition=pb.TopicPartition(topic=subscription.topic, partition=subscription.partition),
+                    start=pb.Position(offset=subscription.next_offset),
+                    stop_offset=subscription.stop_offset,
                 )
+            )
         return adds
+
+    def _take(self, batches: pb.Batches, data: bytes) -> list[ConsumedBatch]:
+        subscription = self._open.get(batches.subscription_id)
+        if subscription is None:
+            return []
+        found = subscription.take(batches, data)
+        self._note_end(subscription)
+        return found
 
     def _progress(self, progress: pb.Progress) -> None:
         subscription = self._open.get(progress.subscription_id)
         if subscription is not None:
             subscription.next_offset = max(subscription.next_offset, progress.next_offset)
+            self._note_end(subscription)
 
     def _end(self, end: pb.SubscriptionEnd) -> bool:
         """Take the end of a subscription; return whether the broker is to be left. Raises its error unless it can be tried again."""
         subscription = self._open.pop(end.subscription_id, None)
         if subscription is None:
             return False
-        if not end.HasField("error"):
-            if end.next_offset > subscription.next_offset:
-                subscription.next_offset = end.next_offset
-            if not subscription.ended:
-                subscription.retry_at = self._again_at(subscription)
-            return False
-        error = wire.error_of(end.error)
-        if not error.retriable:
+        error = wire.error_of(end.error) if end.HasField("error") else None
+        if error is None:
+            subscription.next_offset = max(subscription.next_offset, end.next_offset)
+            self._note_end(subscription)
+        elif isinstance(error, OffsetOutOfRange) and subscription.from_earliest and error.log_start_offset > subscription.next_offset:
+            subscription.next_offset = error.log_start_offset  # what was the earliest has expired before it was read
+            self._note_end(subscription)
+        elif not error.retriable:
             raise error
-        subscription.retry_at = self._again_at(subscription)
+        if subscription in self._unended:
+            subscription.failures += 1
+            self._due[subscription] = self._brokers.clock.monotonic() + pause_s(subscription.failures, self._brokers.chance)
         return isinstance(error, Draining)
 
-    def _again_at(self, subscription: Subscription) -> float:
-        subscription.failures += 1
-        return self._brokers.clock.monotonic() + pause_s(subscription.failures, self._brokers.chance)
+    def _note_end(self, subscription: Subscription) -> None:
+        if subscription.ended:
+            self._unended.discard(subscription)
 
     async def _refresh(self, broker: Broker) -> None:
-        """Look for partitions that were added; no answer means that the connection is gone. Raises AioRpcError."""
-        self._refresh_at = self._brokers.clock.monotonic() + _REFRESH_S
-        told = await self._brokers.metadata(self._topics, broker=broker)
-        if self._partitions is None and self._stop is None:
-            await self._find_partitions(pb.Position(earliest=True), told=told)
-            for subscription in self._subscriptions.values():
-                if subscription.subscription_id == 0:
-                    subscription.retry_at = 0.0
+        """Look for partitions that were added. Raises AioRpcError where the broker does not answer: the connection is gone.
+
+        What a broker cannot tell now is asked another time: reading goes on without it.
+        """
+        try:
+            told = await self._brokers.metadata(self._topics, broker=broker)
+            if self._partitions is None and self._stop is None:
+                await self._find_partitions(pb.Position(earliest=True), told=told)
+        except grpc.aio.AioRpcError as failure:
+            if not wire.has_spoken(failure):
+                raise
+            error = wire.error_of_call(failure, address=broker.address)
+            if not error.retriable:
+                raise error from failure
+        except TidelogError as error:
+            if not error.retriable:
+                raise
 
 
 def position(where: str | int | datetime, *, name: str) -> pb.Position:
@@ -409,7 +445,8 @@ def position(where: str | int | datetime, *, name: str) -> pb.Position:
     if isinstance(where, int) and not isinstance(where, bool) and where >= 0:
         return pb.Position(offset=where)
     if isinstance(where, datetime) and where.tzinfo is not None:
-        return pb.Position(timestamp_ms=max(0, int(where.timestamp() * 1000)))
+        since = where - datetime.fromtimestamp(0, UTC)
+        return pb.Position(timestamp_ms=max(0, -(-since // timedelta(milliseconds=1))))  # exactly; rounded up, for none is earlier
     raise InvalidRequest(f'{name}={where!r} was asked for; give "earliest", "latest", an offset from 0, or a datetime with a time zone')
 
 
@@ -422,14 +459,15 @@ async def resolve(brokers: Brokers, places: Sequence[tuple[str, int]], where: pb
     queries = [
         pb.ListOffsetsRequest.Query(partition=pb.TopicPartition(topic=topic, partition=partition), at=where) for topic, partition in places
     ]
-    left = 5
-    while True:
+    deadline = brokers.clock.monotonic() + brokers.call_timeout_s
+    for failures in count(1):
         answer: pb.ListOffsetsResponse = await brokers.call(lambda broker: broker.log.ListOffsets, pb.ListOffsetsRequest(queries=queries))
         found = {(told.partition.topic, told.partition.partition): told for told in answer.answers}
         error: TidelogError | None = next((wire.error_of(told.error) for told in answer.answers if told.HasField("error")), None)
         if error is None:
             return [found[place].offset for place in places]
-        left -= 1
-        if not error.retriable or not left:
+        pause = pause_s(failures, brokers.chance)
+        if not error.retriable or brokers.clock.monotonic() + pause >= deadline:
             raise error
-        await asyncio.sleep(pause_s(5 - left, brokers.chance))
+        await asyncio.sleep(pause)
+    raise AssertionError("counting does not end")

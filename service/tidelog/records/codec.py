@@ -114,30 +114,37 @@ def encode_many(
     return _batch(bytes(builder.build())[HEADER_BYTES:], count, times[0], max(times), compression, producer)
 
 
-def decode(batch: Buffer, *, limits: DecompressionLimits = _DEFAULT_LIMITS) -> list[Record]:
-    """Return the records of one batch, with their offsets. Raises CorruptBatch."""
-    header, body = _open(batch, limits)
+def decode(batch: Buffer, *, header: BatchHeader | None = None, limits: DecompressionLimits = _DEFAULT_LIMITS) -> list[Record]:
+    """Return the records of one batch, with their offsets. Raises CorruptBatch.
+
+    `header` is that of a batch which was scanned already: it is not checked again.
+    """
+    header, body = _open(batch, header, limits)
     return [Record._make((r.value, r.key, r.timestamp, tuple(r.headers), r.offset)) for r in _general(header, body)]
 
 
-def decode_values(batch: Buffer, *, limits: DecompressionLimits = _DEFAULT_LIMITS) -> list[bytes | None]:
-    """Return the values of one batch, None for tombstones. Raises CorruptBatch."""
-    header, body = _open(batch, limits)
+def decode_values(batch: Buffer, *, header: BatchHeader | None = None, limits: DecompressionLimits = _DEFAULT_LIMITS) -> list[bytes | None]:
+    """Return the values of one batch, None for tombstones. See `decode`."""
+    header, body = _open(batch, header, limits)
     values = _uniform(header, body)
     return [record.value for record in _general(header, body)] if values is None else list(values)
 
 
-def decode_buffers(batch: Buffer, *, limits: DecompressionLimits = _DEFAULT_LIMITS) -> ValueBuffers:
-    """Return the values of one batch as buffers; a tombstone has no bytes. Raises CorruptBatch."""
-    header, body = _open(batch, limits)
+def decode_buffers(batch: Buffer, *, header: BatchHeader | None = None, limits: DecompressionLimits = _DEFAULT_LIMITS) -> ValueBuffers:
+    """Return the values of one batch as buffers; a tombstone has no bytes. See `decode`."""
+    header, body = _open(batch, header, limits)
     columns = _uniform(header, body)
     if columns is not None:
         data = b"".join(columns)
         value_bytes = len(data) // header.record_count
         return ValueBuffers(_multiples(value_bytes, header.record_count), data, None)
-    values = [record.value for record in _general(header, body)]
+    return value_buffers([record.value for record in _general(header, body)])
+
+
+def value_buffers(values: Sequence[bytes | None]) -> ValueBuffers:
+    """Return values as buffers."""
     validity = _bitmap(values) if None in values else None
-    present = [value or b"" for value in values] if validity else values
+    present = [value or b"" for value in values]
     return ValueBuffers(array("i", accumulate(map(len, present), initial=0)), b"".join(present), validity)
 
 
@@ -165,11 +172,13 @@ def _batch(body: bytes, count: int, base_timestamp: int, max_timestamp: int, com
     return b"".join((_HEAD.pack(0, len(covered) + len(packed) + 9, -1, 2, crc), covered, packed))
 
 
-def _open(batch: Buffer, limits: DecompressionLimits) -> tuple[BatchHeader, bytes]:
-    headers = scan(batch)
-    if len(headers) != 1:
-        raise CorruptBatch(f"one batch was to be decoded, but there are {len(headers)}; scan them, and decode each", position=0)
-    return headers[0], decompress(bytes(memoryview(batch)[HEADER_BYTES:]), headers[0].compression, limits=limits)
+def _open(batch: Buffer, header: BatchHeader | None, limits: DecompressionLimits) -> tuple[BatchHeader, bytes]:
+    if header is None:
+        headers = scan(batch)
+        if len(headers) != 1:
+            raise CorruptBatch(f"one batch was to be decoded, but there are {len(headers)}; scan them, and decode each", position=0)
+        header = headers[0]
+    return header, decompress(bytes(memoryview(batch)[HEADER_BYTES:]), header.compression, limits=limits)
 
 
 def _check_some(count: int) -> None:
