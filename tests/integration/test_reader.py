@@ -20,7 +20,16 @@ from tidelog.broker.references import AnswerReceiver, CommittedExtents, FeedLink
 from tidelog.broker.requests import AtTime, Bound, OffsetFound, Position
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
-from tidelog.errors import CorruptSegment, MetadataUnavailable, MetadataUnusable, OffsetOutOfRange, StoreUnavailable, UnknownTopic
+from tidelog.errors import (
+    CorruptBatch,
+    CorruptSegment,
+    MetadataUnavailable,
+    MetadataUnusable,
+    ObjectNotFound,
+    OffsetOutOfRange,
+    StoreUnavailable,
+    UnknownTopic,
+)
 from tidelog.executors import Executor, InlineExecutor, ThreadExecutor
 from tidelog.metadata.commits import Committed, NewExtent
 from tidelog.metadata.extents import Extent, ReleasedSource, advance_log_start, read_extents, swap
@@ -620,6 +629,31 @@ async def test_while_sql_is_away_what_is_known_is_read_and_the_rest_is_refused()
         assert b"".join(pieces) + await read_all(cursor, offset) == log.bytes_from(0)
 
 
+async def test_while_sql_is_away_reading_can_begin_with_what_is_in_memory() -> None:
+    async with a_log() as log, reading(log) as reader:
+        part = batch(5, 100, random.Random(1))
+        for _ in range(2):
+            await log.write({0: [part]}, tell=False)
+        reader.took_in(log.ids[0], 5, log.led[log.ids[0]].leader_epoch, [part], scan(part))
+        log.metadata.away = True
+        async with reader.follow(log.ref()) as cursor:
+            assert await cursor.resolve(7) == 7
+            assert (await cursor.read(7, max_bytes=1)).batches == log.bytes_from(7)
+            with pytest.raises(MetadataUnavailable, match="offset 0 of partition 0 of topic 'clicks' is not in memory"):
+                await cursor.resolve(0)
+
+
+async def test_the_high_watermark_is_known_before_the_first_record_is_given() -> None:
+    async with a_log() as log, reading(log, ROOMY.model_copy(update={"follower_poll_ms": 60_000})) as reader:
+        part = batch(5, 100, random.Random(1))
+        for _ in range(3):
+            await log.write({0: [part]}, tell=False)
+        reader.took_in(log.ids[0], 0, log.led[log.ids[0]].leader_epoch, [part], scan(part))
+        async with reader.follow(log.ref()) as cursor:
+            run = await cursor.read(await cursor.resolve(0), max_bytes=1)
+            assert (run.next_offset, run.high_watermark) == (5, 15)
+
+
 @pytest.mark.parametrize("merge", [False, True])
 async def test_altered_and_truncated_bodies_are_errors_or_read_again_never_data(merge: bool) -> None:
     async with a_log() as log:
@@ -700,6 +734,44 @@ async def test_an_offset_is_found_by_time() -> None:
         assert (await reader.list_offset(log.ref(), AtTime(0))).offset == 12
         assert (await reader.list_offset(log.ref(), Bound.EARLIEST)).offset == 12
         assert (await reader.list_offset(log.ref(), Bound.LATEST)).offset == 30
+
+
+async def test_an_offset_is_found_by_time_while_the_log_start_passes_it() -> None:
+    async with a_log() as log:
+        objects = CountingStore(log.objects)
+        for start in (1000, 2000, 3000):
+            await log.write({0: [encode([Record(b"v", timestamp_ms=start + n) for n in range(10)])]}, tell=False)
+        led = log.led[log.ids[0]]
+        async with reading(log, objects=objects) as reader:
+
+            async def expire() -> None:
+                await log.metadata.run(advance_log_start, partition_id=led.partition_id, leader_epoch=led.leader_epoch, to=15)
+                raise ObjectNotFound("the object has been deleted")
+
+            objects.before_get = expire
+            assert await reader.list_offset(log.ref(), AtTime(1003)) == OffsetFound(15, 2005)
+
+
+async def test_a_small_batch_that_becomes_large_is_looked_into_beside_the_event_loop() -> None:
+    class Noting(ThreadExecutor):
+        def __init__(self) -> None:
+            super().__init__("reading", threads=1)
+            self.ran: list[str] = []
+
+        async def run(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            self.ran.append(function.__name__)
+            return await super().run(function, *args, **kwargs)
+
+    executor = Noting()
+    async with a_log() as log:
+        value = random.Random(1).randbytes(1000) * 100
+        await log.write({0: [encode([Record(value, timestamp_ms=1000)], compression="zstd")]}, tell=False)
+        async with reading(log, executor=executor) as reader:
+            assert await reader.list_offset(log.ref(), AtTime(1)) == OffsetFound(0, 1000)
+            assert executor.ran == ["decode"]
+        async with reading(log, ROOMY.model_copy(update={"max_decompressed_bytes": 65536})) as reader:
+            with pytest.raises(CorruptBatch, match="grow beyond"):
+                await reader.list_offset(log.ref(), AtTime(1))
 
 
 async def test_readers_that_leave_in_the_middle_take_nothing_from_the_others() -> None:

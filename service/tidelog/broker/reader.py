@@ -36,6 +36,7 @@ from tidelog.metadata.store import MetadataStore
 from tidelog.objects.store import ObjectStore
 from tidelog.records.batch import HEADER_BYTES, BatchHeader, Buffer, scan
 from tidelog.records.codec import decode
+from tidelog.records.compression import DecompressionLimits
 from tidelog.segments.format import MAX_FOOTER_BYTES, IndexEntry, decode_footer
 
 P = ParamSpec("P")
@@ -82,7 +83,9 @@ class Reader:
         )
         self._metadata = metadata
         self._settings = settings
+        self._limits = DecompressionLimits(max_bytes=settings.max_decompressed_bytes)
         self._clock = clock
+        self._executor = executor
         self._cursors = 0
         self._pacing: asyncio.Task[None] | None = None
 
@@ -127,12 +130,19 @@ class Reader:
         offset = max(extent.base_offset, bounds.log_start_offset)
         async with self.follow(ref) as cursor:
             while True:
-                run = await cursor.read(offset, max_bytes=self._settings.response_bytes)
+                try:
+                    run = await cursor.read(offset, max_bytes=self._settings.response_bytes)
+                except OffsetOutOfRange as error:  # the log start has passed it meanwhile
+                    if error.log_start_offset <= offset:
+                        raise
+                    offset = error.log_start_offset
+                    continue
                 for header in scan(run.batches):
                     if header.max_timestamp_ms < timestamp_ms:
                         continue
                     batch = memoryview(run.batches)[header.position : header.position + header.size]
-                    for record in await self.segments.off_loop(header.size, decode, batch):
+                    # By the executor, for a batch may be small and become large.
+                    for record in await self._executor.run(decode, batch, header=header, limits=self._limits):
                         if record.timestamp_ms >= timestamp_ms and record.offset >= offset:
                             return OffsetFound(record.offset, record.timestamp_ms)
                 if run.next_offset == offset:  # the end: the record that SQL had in mind lies below the log start
@@ -162,8 +172,16 @@ class PartitionCursor:
         """Return the offset that a position stands for now. Raises OffsetOutOfRange, MetadataUnavailable."""
         if not isinstance(position, int):
             return (await self._reader.list_offset(self._ref, position)).offset
-        if not self._followed.log_start_offset <= position <= self._followed.high_watermark:
-            await self._check_range(await self._look_up(position), position)
+        followed = self._followed
+        if followed.known and followed.log_start_offset <= position <= followed.high_watermark:
+            return position
+        try:
+            found = await self._look_up(position)
+        except MetadataUnavailable:
+            if self._reader.records.find(self._ref.partition_id, position) is None:
+                raise
+            return position  # what is in memory is committed: it can be read while SQL is away
+        await self._check_range(found, position)
         return position
 
     async def read(self, offset: int, *, max_bytes: int) -> Run:
@@ -338,7 +356,7 @@ class _Segments:
         """Give up all that is on its way."""
         await self._indexes.close()
 
-    async def off_loop(self, size: int, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _off_loop(self, size: int, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do work on `size` bytes: here where they are few, by the executor where the event loop would wait for it."""
         if size < _OFF_LOOP_BYTES:
             return work(*args, **kwargs)
@@ -356,7 +374,7 @@ class _Segments:
             if sequential and not tail:
                 self._fetch_ahead(spans[-1], extents, keys, reader)
             try:
-                stamped = await self.off_loop(sum(span.length for span in spans), stamp_intake, spans, parts)
+                stamped = await self._off_loop(sum(span.length for span in spans), stamp_intake, spans, parts)
                 if stamped is None:
                     least = self._first_batch(spans[0], parts[0])
                     continue
@@ -417,7 +435,7 @@ class _Segments:
         if sequential and not tail:
             self._merged_ahead(run, reader)
         try:
-            return await self.off_loop(run.length, check_merged, run, parts)
+            return await self._off_loop(run.length, check_merged, run, parts)
         except CorruptSegment:
             self._blocks.forget([place])
             raise
