@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tidelog.allocation import keep_freed_memory
 from tidelog.client.admin import Admin
 from tidelog.client.connection import Brokers, read_credentials
 from tidelog.client.consumer import Consumption
@@ -71,6 +72,7 @@ class Log:
         self._consumptions: list[Consumption] = []
 
     async def __aenter__(self) -> Self:
+        keep_freed_memory()
         try:
             await self._brokers.metadata([])
         except BaseException:
