@@ -5,6 +5,7 @@ would stop a fuzzer at the door, a second target puts the checksum right first.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from struct import Struct
 
 from crc32c import crc32c
@@ -32,6 +33,8 @@ _COUNT_AT = 57
 _LENGTH = Struct(">i")
 _CRC = Struct(">I")
 _TRAILER = Struct("<II4s")
+_PADDING = b"\x7a\x80\x80\x04" + bytes(1 << 16)
+"""A field that no message has."""
 
 
 def batches(data: bytes) -> None:
@@ -124,7 +127,7 @@ def segment_mended(data: bytes) -> None:
 
 def _produce(message: log_pb2.ProduceRequest) -> None:
     for each in message.appends:
-        request = wire.append_request(each)
+        request = wire.append_request(each, each.batches)
         check_append(request.batches, limits=SMALL, now_ms=NOW_MS)
 
 
@@ -191,6 +194,25 @@ def requests(data: bytes) -> None:
         _may_be_shown(error)
 
 
+def framed(data: bytes) -> None:
+    """A Produce message large enough for its batches to be taken out of it: protobuf finds the same, or refuses it as well."""
+    large = data + _PADDING
+    refusal = ""
+    expected: list[bytes] | None = None
+    found: list[bytes] | None = None
+    with suppress(DecodeError):
+        expected = [each.SerializeToString(deterministic=True) for each in log_pb2.ProduceRequest.FromString(large).appends]
+    try:
+        appends = wire.produce_request(large)
+    except DecodeError as error:
+        refusal = str(error)
+    else:
+        for append, taken_out in appends:
+            append.batches = bytes(taken_out)
+        found = [append.SerializeToString(deterministic=True) for append, _ in appends]
+    assert found == expected or "wire type" in refusal  # groups, which no message here uses
+
+
 def _says_where(error: TidelogError, data: bytes | bytearray) -> None:
     assert not isinstance(error, CorruptBatch | CorruptSegment) or 0 <= error.position <= len(data)
 
@@ -209,4 +231,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "segment": segment,
     "segment_mended": segment_mended,
     "requests": requests,
+    "framed": framed,
 }

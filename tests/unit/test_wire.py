@@ -48,10 +48,10 @@ def test_the_batches_come_last_so_that_they_can_be_joined_on() -> None:
 
 
 def test_an_absent_condition_is_not_a_condition_of_zero_or_nothing() -> None:
-    plain = log_pb2.ProduceAppend(topic="t", partition=1, batches=b"b", timeout_ms=2, max_latency_ms=3)
-    assert wire.append_request(plain) == AppendRequest("t", 1, b"b", 2, 3)
+    plain = log_pb2.ProduceAppend(topic="t", partition=1, timeout_ms=2, max_latency_ms=3)
+    assert wire.append_request(plain, b"b") == AppendRequest("t", 1, b"b", 2, 3)
     plain.expected_next_offset, plain.fencing_token = 0, ""
-    assert wire.append_request(plain) == AppendRequest("t", 1, b"b", 2, 3, 0, "")
+    assert wire.append_request(plain, b"b") == AppendRequest("t", 1, b"b", 2, 3, 0, "")
 
 
 @pytest.mark.parametrize(

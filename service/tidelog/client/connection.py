@@ -116,6 +116,11 @@ class Broker:
         self._open()
         return False
 
+    def produce(self) -> Any:
+        """Open a Produce stream. What is written to it is serialized already."""
+        method: Any = self._channel.stream_stream("/tidelog.v1.Log/Produce", response_deserializer=pb.ProduceResponse.FromString)
+        return method(metadata=self.metadata)
+
     def leave(self) -> None:
         """Have new calls make a new connection, which behind a balancer leads elsewhere; calls on the old one go on."""
         self._left.append(self._channel)

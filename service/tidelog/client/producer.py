@@ -75,7 +75,7 @@ class _Stream:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self.call: Any = broker.log.Produce(metadata=broker.metadata)
+        self.call: Any = broker.produce()
         self.out: dict[int, tuple[PartitionQueue, Append, float]] = {}
         """By request id: what is unanswered, and when its answer is overdue."""
         self.leaving_by: float | None = None
@@ -570,8 +570,8 @@ class Producer:
             while stream.leaving_by is None and (message := self._message(stream)):
                 await stream.call.write(message)
 
-    def _message(self, stream: _Stream) -> "pb.ProduceRequest | None":
-        """Return what can go now, up to a message's worth, one append of each partition in turn; None for nothing."""
+    def _message(self, stream: _Stream) -> bytes:
+        """Return what can go now, up to a message's worth, one append of each partition in turn; nothing where nothing can."""
         appends = []
         size = 0
         now = self._clock.monotonic()
@@ -587,18 +587,16 @@ class Producer:
             self._next_request_id += 1
             timeout_s = max(0.001, min(self._request_timeout_s, append.deadline - now))
             stream.out[append.request_id] = (queue, append, now + timeout_s + _LATE_S)
-            appends.append(
-                pb.ProduceAppend(
-                    request_id=append.request_id,
-                    topic=queue.topic,
-                    partition=queue.partition,
-                    batches=append.data,
-                    timeout_ms=max(1, int(timeout_s * 1000)),
-                    expected_next_offset=append.batch.expected_next_offset,
-                )
+            message = pb.ProduceAppend(
+                request_id=append.request_id,
+                topic=queue.topic,
+                partition=queue.partition,
+                timeout_ms=max(1, int(timeout_s * 1000)),
+                expected_next_offset=append.batch.expected_next_offset,
             )
+            appends.append((message, append.data))
             size += len(append.data)
-        return pb.ProduceRequest(appends=appends) if appends else None
+        return wire.produce_request(appends)
 
     def _attend(self, queue: PartitionQueue, now: float) -> None:
         """See to it that a queue with nothing to send now is looked at again in time."""

@@ -1,12 +1,12 @@
-"""Errors as they come over the wire, back into classes of the tree."""
+"""Appends as they go over the wire, and errors as they come back, into classes of the tree."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
-from tidelog import errors
+from tidelog import errors, framing
 from tidelog.errors import TidelogError
 from tidelog.proto.v1 import log_pb2 as pb
 
@@ -34,6 +34,15 @@ _BY_STATUS: dict[grpc.StatusCode, type[TidelogError]] = {
     grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
 }
+
+
+_APPENDS_TAG = framing.field_tag(pb.ProduceRequest, "appends")
+_BATCHES_TAG = framing.field_tag(pb.ProduceAppend, "batches")
+
+
+def produce_request(appends: Iterable[tuple[pb.ProduceAppend, bytes]]) -> bytes:
+    """Return a ProduceRequest of these appends, serialized; the batches of each come beside it."""
+    return b"".join(part for append, batches in appends for part in framing.nested(_APPENDS_TAG, append, _BATCHES_TAG, batches))
 
 
 def error_of(error: pb.Error) -> TidelogError:

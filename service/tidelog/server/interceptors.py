@@ -53,7 +53,10 @@ class Calls(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        coders = {"request_deserializer": handler.request_deserializer, "response_serializer": wire.serialized}
+        coders: dict[str, Any] = {
+            "request_deserializer": wire.DESERIALIZERS.get(method, handler.request_deserializer),
+            "response_serializer": wire.serialized,
+        }
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **coders)
         if handler.unary_stream is not None:

@@ -15,6 +15,7 @@ from tidelog.broker.requests import Appended
 from tidelog.config import Settings
 from tidelog.errors import TidelogError, UnknownTopic
 from tidelog.proto.v1 import log_pb2
+from tidelog.records.batch import Buffer
 from tidelog.server import wire
 from tidelog.server.callers import Caller
 from tidelog.server.outgoing import Outgoing
@@ -25,7 +26,7 @@ from tidelog.telemetry import get_logger
 _MOST_RESULTS = 4096
 _log = get_logger(__name__)
 
-ProduceContext = grpc.aio.ServicerContext[log_pb2.ProduceRequest, log_pb2.ProduceResponse]
+ProduceContext = grpc.aio.ServicerContext[list[tuple[log_pb2.ProduceAppend, Buffer]], log_pb2.ProduceResponse]
 
 
 class ProduceStream:
@@ -67,8 +68,8 @@ class ProduceStream:
     async def _read(self) -> None:
         try:
             while (message := await next_message(self._context)) is not None:
-                for append in message.appends:
-                    await self._take(append)
+                for append, batches in message:
+                    await self._take(append, batches)
                 while self._unanswered >= self._most_appends or self._unanswered_bytes >= self._most_bytes:
                     self._room.clear()
                     await self._room.wait()
@@ -77,11 +78,11 @@ class ProduceStream:
             if not self._unanswered:
                 self._answers.close()
 
-    async def _take(self, append: log_pb2.ProduceAppend) -> None:
+    async def _take(self, append: log_pb2.ProduceAppend, batches: Buffer) -> None:
         request_id = append.request_id
         try:
             self._caller.check_write(append.topic)
-            request = wire.append_request(append)
+            request = wire.append_request(append, batches)
             try:
                 future = self._broker.append(request)
             except UnknownTopic:

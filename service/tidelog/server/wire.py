@@ -4,7 +4,7 @@ Nothing here waits or decides. Errors become `Error` messages inside streams and
 a whole call fails; what was not foreseen becomes INTERNAL, and its text stays in the telemetry.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import grpc
@@ -13,16 +13,21 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from tidelog import framing
 from tidelog.broker import requests
 from tidelog.broker.requests import Appended, AtTime, Bound, Position, Run
+from tidelog.config import INTAKE_COPIES
 from tidelog.errors import CorruptBatch, CorruptSegment, InvalidRequest, OffsetOutOfRange, TidelogError
 from tidelog.metadata.membership import Broker, Membership
 from tidelog.metadata.topics import PartitionState, Topic, TopicConfig
 from tidelog.proto.v1 import admin_pb2, log_pb2
+from tidelog.records.batch import Buffer
 from tidelog.records.codec import Record
 
 ERROR_DOMAIN = "tidelog"
 STATUS_DETAILS = "grpc-status-details-bin"
+_LARGE_BYTES = 64 * 1024
+"""Below this a message is parsed faster than it is taken apart."""
 _MOST_TEXT = 1000  # trailing metadata is limited, and messages repeat names that clients chose
 _INTERNAL = "the broker met an error that it did not expect; its telemetry says which. Try again, and report it if it comes back"
 
@@ -84,12 +89,28 @@ def status_details(error: TidelogError) -> bytes:
 # ---- produce
 
 
-def append_request(message: log_pb2.ProduceAppend) -> requests.AppendRequest:
+def produce_request(data: bytes) -> list[tuple[log_pb2.ProduceAppend, Buffer]]:
+    """Return the appends of a serialized ProduceRequest, and the batches of each. Raises DecodeError.
+
+    Of a large message the batches are views, where parsing would copy them twice; but none keeps more of the message alive than
+    intake counts for it.
+    """
+    if len(data) < _LARGE_BYTES:
+        return [(append, append.batches) for append in log_pb2.ProduceRequest.FromString(data).appends]
+    found: list[tuple[log_pb2.ProduceAppend, Buffer]] = []
+    for content in framing.fields(memoryview(data), _APPENDS_TAG):
+        rest, batches = framing.split(content, _APPEND_BATCHES_TAG)
+        worth_it = len(batches) * INTAKE_COPIES >= len(data)
+        found.append((log_pb2.ProduceAppend.FromString(rest), batches if worth_it else bytes(batches)))
+    return found
+
+
+def append_request(message: log_pb2.ProduceAppend, batches: Buffer) -> requests.AppendRequest:
     """Return what a Produce stream asks to append."""
     return requests.AppendRequest(
         message.topic,
         message.partition,
-        message.batches,
+        batches,
         message.timeout_ms,
         message.max_latency_ms,
         message.expected_next_offset if message.HasField("expected_next_offset") else None,
@@ -153,19 +174,19 @@ def position(message: log_pb2.Position) -> Position:
 
 
 def batches_response(subscription_id: int, run: Run) -> bytes:
-    """Return a run of batches as a Consume stream sends it: a ConsumeResponse, serialized.
-
-    The batches, last in their message, are joined to what protobuf encodes of the rest: one copy of them instead of several.
-    """
-    head = log_pb2.Batches(
+    """Return a run of batches as a Consume stream sends it: a ConsumeResponse, serialized."""
+    message = log_pb2.Batches(
         subscription_id=subscription_id,
         base_offset=run.base_offset,
         next_offset=run.next_offset,
         high_watermark=run.high_watermark,
         log_start_offset=run.log_start_offset,
-    ).SerializeToString()
-    before = b"".join((head, _BATCHES_TAG, _varint(len(run.batches))))
-    return b"".join((_RESPONSE_TAG, _varint(len(before) + len(run.batches)), before, run.batches))
+    )
+    return b"".join(framing.nested(_RESPONSE_TAG, message, _BATCHES_TAG, run.batches))
+
+
+DESERIALIZERS: Mapping[str, Callable[[bytes], object]] = {"/tidelog.v1.Log/Produce": produce_request}
+"""By method: those that protobuf does not do alone."""
 
 
 def serialized(message: Message | bytes) -> bytes:
@@ -173,21 +194,10 @@ def serialized(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def _field_tag(message: type[Message], name: str) -> bytes:
-    return _varint(message.DESCRIPTOR.fields_by_name[name].number << 3 | 2)
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value >= 0x80:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
-_RESPONSE_TAG = _field_tag(log_pb2.ConsumeResponse, "batches")
-_BATCHES_TAG = _field_tag(log_pb2.Batches, "batches")
+_APPENDS_TAG = framing.field_tag(log_pb2.ProduceRequest, "appends")
+_APPEND_BATCHES_TAG = framing.field_tag(log_pb2.ProduceAppend, "batches")
+_RESPONSE_TAG = framing.field_tag(log_pb2.ConsumeResponse, "batches")
+_BATCHES_TAG = framing.field_tag(log_pb2.Batches, "batches")
 
 
 def progress_response(subscription_id: int, next_offset: int, run: Run) -> log_pb2.ConsumeResponse:
