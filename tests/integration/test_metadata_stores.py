@@ -6,7 +6,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 import pytest
@@ -17,14 +20,18 @@ from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, Metadata
 from tidelog.executors import ThreadExecutor
 from tidelog.metadata.commits import Committed, PartitionCommit, commit
 from tidelog.metadata.leadership import ProducerWindow
-from tidelog.metadata.membership import cluster_state, end_expired_epochs, membership, renew_lease
+from tidelog.metadata.membership import Lease, cluster_state, end_expired_epochs, membership, renew_lease
 from tidelog.metadata.postgres import PostgresSettings, PostgresStore, open_postgres
 from tidelog.metadata.schema import tables_metadata
 from tidelog.metadata.sqlite import SqliteStore, open_sqlite
 from tidelog.metadata.store import MetadataStore, Transaction
+from tidelog.metadata.topics import topics
 
-from tests.contract.metadata_steps import TTL_MS, append, extent, join, lead, topic
+from tests.contract.metadata_steps import TTL_MS, append, expire_now, extent, join, lead, topic, unbroken_for_long
+from tests.database_link import DatabaseLink, database_link
 from tests.postgres_server import PostgresServer
+
+T = TypeVar("T")
 
 
 async def sqlite(path: Path) -> SqliteStore:
@@ -34,6 +41,16 @@ async def sqlite(path: Path) -> SqliteStore:
 async def postgres(url: str, *, allow_migration: bool = True, lease_ttl_ms: int = 10_000) -> PostgresStore:
     settings = PostgresSettings(url, lease_ttl_ms=lease_ttl_ms, connect_timeout_ms=2000)
     return await open_postgres(settings, allow_migration=allow_migration)
+
+
+def database_of(url: str) -> str:
+    return url.split("/")[3].split("?")[0]
+
+
+@pytest.fixture
+async def link(postgres_server: PostgresServer, postgres_url: str) -> AsyncIterator[DatabaseLink]:
+    async with database_link(postgres_server.directory, database_of(postgres_url)) as link:
+        yield link
 
 
 async def test_the_migrated_schema_is_the_one_that_the_code_describes(metadata_store: MetadataStore) -> None:
@@ -148,11 +165,55 @@ async def test_a_missing_schema_is_refused_where_migrations_are_not_allowed(post
     await (await postgres(postgres_url, allow_migration=False)).close()
 
 
+async def test_a_schema_of_a_newer_release_is_refused_on_postgres(postgres_server: PostgresServer, postgres_url: str) -> None:
+    await (await postgres(postgres_url)).close()
+    await postgres_server.execute("UPDATE alembic_version SET version_num = '9999'", database=database_of(postgres_url))
+    for allowed in (True, False):
+        with pytest.raises(MetadataUnusable, match="schema is 9999, which this release .* does not know: .* run that release"):
+            await postgres(postgres_url, allow_migration=allowed)
+
+
+async def test_a_schema_that_is_migrated_beside_a_running_store_is_taken_up(postgres_server: PostgresServer, postgres_url: str) -> None:
+    store = await postgres(postgres_url)
+    await join(store, "b0")
+    await topic(store)
+    await store.run(topics)
+    await postgres_server.execute("ALTER TABLE topics ALTER name TYPE varchar(300)", database=database_of(postgres_url))
+    with pytest.raises(MetadataUnavailable, match="nothing was committed"):
+        await store.run(topics)
+    assert [known.name for known in await store.run(topics)] == ["clicks"]
+    await store.close()
+
+
 async def test_a_read_only_database_is_refused(postgres_server: PostgresServer, postgres_url: str) -> None:
-    name = postgres_url.split("/")[3].split("?")[0]
-    await postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await postgres_server.execute(f"ALTER DATABASE {database_of(postgres_url)} SET default_transaction_read_only = on")
     with pytest.raises(MetadataUnusable, match="transaction_read_only = off, but .* has 'on': it only reads"):
         await postgres(postgres_url)
+
+
+async def test_a_session_whose_server_was_demoted_is_replaced(postgres_url: str) -> None:
+    """The name leads to the new primary by then; the session would lead to the old one for ever."""
+    store = await postgres(postgres_url)
+    await join(store, "b0")
+    await store.run(lambda tx: tx.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+    with pytest.raises(MetadataUnusable, match="only reads; name the primary"):
+        await join(store, "b1")
+    await join(store, "b1")
+    await store.close()
+
+
+async def test_a_database_that_cannot_hold_every_text_is_refused(postgres_server: PostgresServer) -> None:
+    await postgres_server.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(MetadataUnusable, match="server_encoding = UTF8, but 'latin' has 'LATIN1': create the database with ENCODING"):
+        await postgres(postgres_server.url("latin"))
+
+
+@pytest.mark.parametrize("name", ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"])
+async def test_a_pooler_that_drops_time_outs_is_refused(link: DatabaseLink, name: str) -> None:
+    """A paused broker's locks would keep others from taking over."""
+    link.rewrite = lambda piece: piece.replace(b"\x00%s\x004000\x00" % name.encode(), b"\x00%s\x000000\x00" % name.encode())
+    with pytest.raises(MetadataUnusable, match=f"sessions with {name} = 4000 ms, but got 0: .* connect to the database itself"):
+        await postgres(link.url)
 
 
 async def test_fsync_off_is_refused(postgres_server: PostgresServer, postgres_url: str) -> None:
@@ -179,6 +240,85 @@ async def _until(server: PostgresServer, setting: str, value: str) -> None:
             await asyncio.sleep(0.05)
 
 
+async def test_a_statement_that_takes_too_long_is_given_up(postgres_url: str) -> None:
+    store = await postgres(postgres_url, lease_ttl_ms=1000)
+    with pytest.raises(MetadataUnavailable, match="did not answer within 400 ms .* nothing was committed, try again"):
+        await store.run(lambda tx: tx.rows("SELECT pg_sleep(60)"))
+    await join(store, "b0")
+    await store.close()
+
+
+async def test_a_full_disk_of_the_database_is_named(postgres_url: str) -> None:
+    store = await postgres(postgres_url)
+    full = "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE SQLSTATE ''53100''; END'"
+    await store.run(lambda tx: tx.execute(full))
+    await store.run(lambda tx: tx.execute("CREATE TRIGGER full_disk BEFORE INSERT ON brokers EXECUTE FUNCTION full_disk()"))
+    with pytest.raises(MetadataUnavailable, match="the disk of the database at .* is full; nothing was committed: free some space"):
+        await join(store, "b0")
+    await store.run(lambda tx: tx.execute("DROP TRIGGER full_disk ON brokers"))
+    await join(store, "b0")
+    await store.close()
+
+
+async def test_more_at_once_than_there_are_connections_wait_for_a_while(postgres_url: str) -> None:
+    store = await open_postgres(PostgresSettings(postgres_url, pool_size=1, connect_timeout_ms=200))
+    slow = asyncio.ensure_future(store.run(lambda tx: tx.rows("SELECT pg_sleep(1)")))
+    await asyncio.sleep(0)
+    with pytest.raises(MetadataUnavailable, match="all 1 connections to .* were in use for 200 ms; nothing was committed"):
+        await store.run(membership)
+    await slow
+    await store.close()
+
+
+async def test_a_network_that_drops_everything_is_given_up_in_time_and_found_again(link: DatabaseLink) -> None:
+    """No answer, no refusal: a half-open connection. The lease's connection is bound by the same time."""
+    store = await postgres(link.url, lease_ttl_ms=1000)
+    broker = (await join(store, "b0")).broker_epoch
+
+    async def renew(*, reserved: bool) -> Lease:
+        run = store.run_reserved if reserved else store.run
+        return await run(renew_lease, broker_id="b0", broker_epoch=broker, ttl_ms=TTL_MS)
+
+    for reserved in (True, False):
+        await renew(reserved=reserved)
+    link.freeze()
+    for reserved in (True, False):
+        async with asyncio.timeout(5):
+            with pytest.raises(MetadataUnavailable, match="did not answer within the 500 ms of a statement .* nothing was committed"):
+                await renew(reserved=reserved)
+    link.thaw()
+    for reserved in (True, False):
+        async with asyncio.timeout(5):
+            await answered(partial(renew, reserved=reserved))
+    await store.close()
+
+
+async def test_a_commit_whose_answer_is_lost_is_unknown_and_answered_when_it_is_asked_again(link: DatabaseLink) -> None:
+    """I5."""
+    store = await postgres(link.url, lease_ttl_ms=1000)
+    broker = (await join(store, "b0")).broker_epoch
+    [partition] = await topic(store)
+    led = (await lead(store, broker, [partition]))[partition]
+    link.lose_answers_after = b"COMMIT;"
+    with pytest.raises(MetadataOutcomeUnknown, match="it may have happened: ask again"):
+        await append(store, led, broker, extent(broker, 1))
+    assert link.lost.is_set()
+    link.lose_answers_after = None
+    assert await answered(lambda: append(store, led, broker, extent(broker, 1))) == Committed(10)
+    assert (await store.run(cluster_state)).commit_count == 1
+    await store.close()
+
+
+async def answered(work: Callable[[], Awaitable[T]]) -> T:
+    """Try again as long as that is all that is asked."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await work()
+            except MetadataUnavailable:
+                continue
+
+
 async def test_a_lock_held_too_long_is_given_up_and_nothing_is_committed(postgres_server: PostgresServer, postgres_url: str) -> None:
     store = await postgres(postgres_url, lease_ttl_ms=1000)
     broker = (await join(store, "b0")).broker_epoch
@@ -196,10 +336,18 @@ async def test_a_lock_held_too_long_is_given_up_and_nothing_is_committed(postgre
     await store.close()
 
 
-async def test_a_paused_broker_inside_a_transaction_does_not_block_the_end_of_its_epoch(
-    postgres_server: PostgresServer, postgres_url: str
-) -> None:
-    """SIGSTOP while a commit holds its locks: the server ends that session within half a lease, and nothing of it is committed."""
+HELD = {
+    "commit": "commit(tx, broker_epoch=2, partitions=[PartitionCommit(1, 1, 0, (NewExtent(2, 1, 8, 100, 10, 0),))])",
+    "take over": "take_over(tx, broker_epoch=2, membership_version=3, partition_ids=[1])",
+    "register": "register(tx, broker_id='b2', incarnation='i', zone='', address='', peer_address='', ttl_ms=1000)",
+    "report resolved": "report_resolved(tx, broker_epoch=2, sequence=1)",
+}
+"""What a broker may be in the middle of, as Python."""
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+async def test_a_paused_broker_inside_a_transaction_does_not_block_the_end_of_its_epoch(postgres_url: str, held: str) -> None:
+    """SIGSTOP while a transaction holds its locks: the server ends that session within half a lease, and nothing of it is committed."""
     store = await postgres(postgres_url, lease_ttl_ms=2000)
     one = (await join(store, "b0")).broker_epoch
     paused = (await join(store, "b1")).broker_epoch
@@ -207,16 +355,15 @@ async def test_a_paused_broker_inside_a_transaction_does_not_block_the_end_of_it
     await lead(store, paused, [partition])
     program = f"""
 import asyncio
-from tidelog.clock import SystemClock
 from tidelog.metadata.commits import NewExtent, PartitionCommit, commit
+from tidelog.metadata.leadership import take_over
+from tidelog.metadata.membership import register, report_resolved
 from tidelog.metadata.postgres import PostgresSettings, open_postgres
 
 async def main():
     store = await open_postgres(PostgresSettings({postgres_url!r}, lease_ttl_ms=2000))
     def half(tx):
-        piece = NewExtent({paused}, 1, 8, 100, 10, 0)
-        answer = commit(tx, broker_epoch={paused}, partitions=[PartitionCommit({partition}, 1, 0, (piece,))])
-        print(answer, flush=True)
+        print("holds", {held}, flush=True)
         input()
     await store.run(half)
 
@@ -226,23 +373,21 @@ asyncio.run(main())
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
-    assert "Committed" in await asyncio.to_thread(child.stdout.readline)
+    assert (await asyncio.to_thread(child.stdout.readline)).startswith("holds")
     os.kill(child.pid, signal.SIGSTOP)
-    await store.run(lambda tx: tx.execute("UPDATE brokers SET lease_expires_at_ms = 0 WHERE broker_id = 'b1'"))
-    await store.run(lambda tx: tx.execute("UPDATE brokers SET unbroken_since_ms = 0 WHERE broker_id = 'b0'"))
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                ended = await store.run(end_expired_epochs, broker_id="b0", broker_epoch=one, ttl_ms=2000)
-                break
-            except MetadataUnavailable:
-                continue
-    assert ended == (paused,)
-    led = (await lead(store, one, [partition]))[partition]
-    os.kill(child.pid, signal.SIGCONT)
-    _, errors = await asyncio.to_thread(child.communicate, "\n")
+    try:
+        await store.run(expire_now, "b1")
+        await store.run(unbroken_for_long, "b0")
+        ended = await answered(lambda: store.run(end_expired_epochs, broker_id="b0", broker_epoch=one, ttl_ms=2000))
+        assert ended == (paused,)
+        led = (await lead(store, one, [partition]))[partition]
+        assert led.leader_epoch == 2
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+        _, errors = await asyncio.to_thread(child.communicate, "\n")
     assert child.returncode != 0
     assert "Metadata" in errors
+    assert [b.broker_id for b in (await store.run(membership)).brokers] == ["b0"]
     assert await append(store, led, one, extent(one, 1)) == Committed(10)
     await store.close()
 
@@ -300,11 +445,5 @@ async def test_connections_that_died_are_replaced(postgres_server: PostgresServe
     store = await postgres(postgres_url)
     await join(store, "b0")
     await postgres_server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tidelog%'")
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                assert len((await store.run(membership)).brokers) == 1
-                break
-            except MetadataUnavailable:
-                continue
+    assert len((await answered(lambda: store.run(membership))).brokers) == 1
     await store.close()

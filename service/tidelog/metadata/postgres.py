@@ -27,6 +27,7 @@ _REQUIRED = {
     "default_transaction_isolation": ("read committed",),  # the cleaner's proof needs later statements to see later commits (I7)
     "transaction_read_only": ("off",),
     "in_recovery": ("off",),
+    "server_encoding": ("UTF8",),
 }
 _REMEDIES = {
     "fsync": "a crash would lose acknowledged records: set fsync = on",
@@ -35,7 +36,11 @@ _REMEDIES = {
     "default_transaction_isolation": "set default_transaction_isolation = 'read committed'",
     "transaction_read_only": "it only reads: name the primary, or set default_transaction_read_only = off",
     "in_recovery": "it is a standby: name the primary",
+    "server_encoding": "create the database with ENCODING 'UTF8'",
 }
+_TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+_SPOILT = (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError)
+"""What a session says that is to be replaced: its driver lost its place, or its server was demoted and only reads now."""
 _NOT_NOW = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -51,6 +56,7 @@ _NOT_NOW = (
     asyncpg.SerializationError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
+    asyncpg.InvalidCachedStatementError,  # the schema was migrated beside; the driver has forgotten its statements by now
     OSError,
     TimeoutError,
 )
@@ -109,8 +115,7 @@ class PostgresStore:
                     committing = True
                     await connection.commit()
                 except DBAPIError as error:
-                    # A driver that lost its place after a dead connection is not told from a live one by the pool.
-                    if isinstance(_cause(error), asyncpg.InterfaceError | asyncpg.InternalClientError):
+                    if isinstance(_cause(error), _SPOILT):  # which the pool does not tell from a sound one
                         await connection.invalidate()
                     raise
                 return answer
@@ -172,9 +177,7 @@ def _engine(settings: PostgresSettings, *, connections: int, name: str) -> Async
             "server_settings": {
                 "application_name": name,
                 "synchronous_commit": "on",
-                "statement_timeout": limit,
-                "lock_timeout": limit,
-                "idle_in_transaction_session_timeout": limit,
+                **dict.fromkeys(_TIMEOUTS, limit),
                 "tcp_keepalives_idle": str(keepalive_seconds),
                 "tcp_keepalives_interval": str(keepalive_seconds),
                 "tcp_keepalives_count": "2",
@@ -183,20 +186,29 @@ def _engine(settings: PostgresSettings, *, connections: int, name: str) -> Async
             },
         },
     )
-    event.listen(engine.sync_engine, "connect", _assert_session)
+    event.listen(engine.sync_engine, "connect", lambda connection, _record: _assert_session(connection, settings))
     return engine
 
 
-def _assert_session(connection: Any, _record: object) -> None:
-    """Refuse a session that does not promise what acknowledgements rest on."""
-    columns = ", ".join(f"current_setting('{name}') AS {name}" for name in _REQUIRED if name != "in_recovery")
-    query = f"SELECT {columns}, CASE WHEN pg_is_in_recovery() THEN 'on' ELSE 'off' END AS in_recovery, current_database() AS database"
-    found = connection.run_async(lambda driver: driver.fetchrow(query))
+def _assert_session(connection: Any, settings: PostgresSettings) -> None:
+    """Refuse a session that does not promise what acknowledgements rest on, or does not give up in time for a take-over."""
+    query = (
+        "SELECT name, setting FROM pg_settings WHERE name = ANY($1) UNION ALL SELECT 'database', current_database()"
+        " UNION ALL SELECT 'in_recovery', CASE WHEN pg_is_in_recovery() THEN 'on' ELSE 'off' END"
+    )
+    found = dict(connection.run_async(lambda driver: driver.fetch(query, [*_REQUIRED, *_TIMEOUTS])))
     for name, allowed in _REQUIRED.items():
         if found[name] not in allowed:
             raise MetadataUnusable(
                 f"the metadata store needs a database with {name} = {' or '.join(allowed)}, but {found['database']!r} has"
                 f" {found[name]!r}: {_REMEDIES[name]}"
+            )
+    for name in _TIMEOUTS:
+        if not 0 < int(found[name]) <= settings.session_timeout_ms:
+            raise MetadataUnusable(
+                f"the metadata store asked {found['database']!r} for sessions with {name} = {settings.session_timeout_ms} ms, but got"
+                f" {found[name]}: the locks of a paused broker would keep others from taking over; connect to the database itself, or"
+                " through a pooler that passes settings on"
             )
 
 
@@ -219,6 +231,11 @@ def _explained(error: Exception, settings: PostgresSettings, *, committing: bool
         return MetadataUnavailable(
             f"the database at {place} did not answer within {settings.session_timeout_ms} ms ({cause}); nothing was committed, try again"
         )
+    if isinstance(cause, TimeoutError):
+        return MetadataUnavailable(
+            f"the database at {place} did not answer within the {settings.lease_ttl_ms // 2} ms of a statement or the"
+            f" {settings.connect_timeout_ms} ms of a connection; nothing was committed: look at the network and at its load"
+        )
     if isinstance(cause, asyncpg.DiskFullError):
         return MetadataUnavailable(f"the disk of the database at {place} is full; nothing was committed: free some space")
     if isinstance(error, PoolTimeoutError):
@@ -226,7 +243,9 @@ def _explained(error: Exception, settings: PostgresSettings, *, committing: bool
             f"all {settings.pool_size} connections to {place} were in use for {settings.connect_timeout_ms} ms; nothing was committed"
         )
     if isinstance(cause, _NOT_NOW):
-        return MetadataUnavailable(f"the database at {place} cannot be reached ({cause or type(cause).__name__}); nothing was committed")
+        return MetadataUnavailable(
+            f"the database at {place} cannot be reached ({str(cause) or type(cause).__name__}); nothing was committed"
+        )
     return MetadataUnusable(f"the database at {place} refused a statement: {cause}")
 
 
