@@ -3,6 +3,7 @@
     TidelogError
     ├── InvalidRequest             what was asked can never work
     │   ├── CorruptBatch           bytes that are not a record batch, or break its rules
+    │   │   └── UnreadableBatch    a stored batch whose records are not what its producer said
     │   ├── RecordTooLarge         beyond a limit of the settings
     │   └── InvalidSettings        a configuration value that cannot be used
     ├── CorruptSegment             a segment object that is not what it claims to be
@@ -26,7 +27,8 @@
         ├── OutcomeUnknown         the append may be committed, or may become so
         ├── ConditionFailed, OutOfOrderSequence, UnknownProducer, ProducerFenced   the leader's refusals of an append
         ├── OffsetOutOfRange
-        └── Unauthenticated, PermissionDenied
+        ├── Unauthenticated, PermissionDenied
+        └── NotServed                  this release has no such thing
 
 Each class knows its stable reason, its gRPC status by name, and whether the same request may be tried again.
 Messages say what was asked, what was found, and what to do. "Not done" is only ever said of what can never become
@@ -37,7 +39,7 @@ from typing import ClassVar
 
 
 class TidelogError(Exception):
-    """Root of the tree."""
+    """Root of the tree; by itself, a failure that nobody foresaw, whose text stays in the broker's telemetry."""
 
     reason: ClassVar[str] = "INTERNAL"
     status: ClassVar[str] = "INTERNAL"
@@ -63,6 +65,12 @@ class CorruptBatch(InvalidRequest):
         super().__init__(f"record batch at byte {position}: {problem}")
         self.problem = problem
         self.position = position
+
+
+class UnreadableBatch(CorruptBatch):
+    """A stored batch whose records are not what its header says: its producer wrote it so, under a CRC that holds."""
+
+    status = "DATA_LOSS"
 
 
 class RecordTooLarge(InvalidRequest):
@@ -301,3 +309,10 @@ class PermissionDenied(BrokerError):
 
     reason = "PERMISSION_DENIED"
     status = "PERMISSION_DENIED"
+
+
+class NotServed(BrokerError):
+    """This release has no such thing; a later one may."""
+
+    reason = "NOT_SERVED"
+    status = "UNIMPLEMENTED"

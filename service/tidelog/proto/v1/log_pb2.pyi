@@ -143,6 +143,22 @@ class InitProducerResponse(_message.Message):
     producer_epoch: int
     def __init__(self, producer_id: _Optional[int] = ..., producer_epoch: _Optional[int] = ...) -> None: ...
 
+class SetFencingTokenRequest(_message.Message):
+    __slots__ = ("partition", "token", "expected_token")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    partition: TopicPartition
+    token: str
+    expected_token: str
+    def __init__(self, partition: _Optional[_Union[TopicPartition, _Mapping]] = ..., token: _Optional[str] = ..., expected_token: _Optional[str] = ...) -> None: ...
+
+class SetFencingTokenResponse(_message.Message):
+    __slots__ = ("next_offset",)
+    NEXT_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    next_offset: int
+    def __init__(self, next_offset: _Optional[int] = ...) -> None: ...
+
 class Position(_message.Message):
     __slots__ = ("offset", "earliest", "latest", "timestamp_ms")
     OFFSET_FIELD_NUMBER: _ClassVar[int]

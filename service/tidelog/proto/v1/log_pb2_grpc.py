@@ -74,6 +74,11 @@ class LogStub:
                 request_serializer=tidelog_dot_proto_dot_v1_dot_log__pb2.GetMetadataRequest.SerializeToString,
                 response_deserializer=tidelog_dot_proto_dot_v1_dot_log__pb2.GetMetadataResponse.FromString,
                 _registered_method=True)
+        self.SetFencingToken = channel.unary_unary(
+                '/tidelog.v1.Log/SetFencingToken',
+                request_serializer=tidelog_dot_proto_dot_v1_dot_log__pb2.SetFencingTokenRequest.SerializeToString,
+                response_deserializer=tidelog_dot_proto_dot_v1_dot_log__pb2.SetFencingTokenResponse.FromString,
+                _registered_method=True)
 
 
 class LogServicer:
@@ -115,20 +120,30 @@ class LogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InitProducer(self, request, context):
-        """An identity for idempotent produce.
+        """An identity for idempotent produce: a new one with each call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListOffsets(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Where positions are now, each asked of the metadata store.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMetadata(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Brokers to choose among, and topics with their numbers of partitions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetFencingToken(self, request, context):
+        """Sets the token that fenced appends of a partition must show. Takes the right to write. Once it is answered, every append that
+        shows another token is refused (CONDITION_FAILED), also those that are under way; appends that show none are not looked at.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -175,6 +190,11 @@ def add_LogServicer_to_server(servicer, server):
                     servicer.GetMetadata,
                     request_deserializer=tidelog_dot_proto_dot_v1_dot_log__pb2.GetMetadataRequest.FromString,
                     response_serializer=tidelog_dot_proto_dot_v1_dot_log__pb2.GetMetadataResponse.SerializeToString,
+            ),
+            'SetFencingToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetFencingToken,
+                    request_deserializer=tidelog_dot_proto_dot_v1_dot_log__pb2.SetFencingTokenRequest.FromString,
+                    response_serializer=tidelog_dot_proto_dot_v1_dot_log__pb2.SetFencingTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -393,6 +413,33 @@ class Log:
             '/tidelog.v1.Log/GetMetadata',
             tidelog_dot_proto_dot_v1_dot_log__pb2.GetMetadataRequest.SerializeToString,
             tidelog_dot_proto_dot_v1_dot_log__pb2.GetMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetFencingToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidelog.v1.Log/SetFencingToken',
+            tidelog_dot_proto_dot_v1_dot_log__pb2.SetFencingTokenRequest.SerializeToString,
+            tidelog_dot_proto_dot_v1_dot_log__pb2.SetFencingTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,
