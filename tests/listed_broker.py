@@ -140,6 +140,7 @@ class ListedBroker:
         self.opened = asyncio.Event()
         self.nudged = asyncio.Event()
         self.requests: list[AppendRequest] = []
+        self.tokens: dict[tuple[str, int], str | None] = {}
 
     def partition(self, topic: str, partition: int) -> ListedPartition:
         if topic not in self.known:
@@ -184,6 +185,16 @@ class ListedBroker:
                 raise UnknownTopic(f"topic {topic!r} was asked for, but there is no such topic")
             await self.create_topic(topic, partitions=1, config=TopicConfig())
         return self.known[topic]
+
+    def topic(self, name: str) -> Topic | None:
+        return self.known.get(name)
+
+    async def set_fencing_token(self, topic: str, partition: int, token: str | None, *, expected: str | None) -> int:
+        log = self.partition(topic, partition)
+        if expected is not None and (self.tokens.get((topic, partition)) or "") != expected:
+            raise ConditionFailed("the token is another")
+        self.tokens[topic, partition] = token
+        return log.next_offset
 
     async def init_producer(self) -> tuple[int, int]:
         return 42, 0

@@ -264,7 +264,7 @@ VERBS: dict[str, Verb] = {
     "swap the first": swapping(5, E12),
     "swap in a deleted topic": swapping(5, E71),
     "expire producers": bound(expire_producers, partition_ids=[6, 5, 2, 1], unused_for_ms=-(1 << 50)),
-    "set fencing token": bound(set_fencing_token, partition_id=1, leader_epoch=1, token="t"),
+    "set fencing token": bound(set_fencing_token, partition_id=1, token="t"),
     "create topic": creating("aa" * 16, "new"),
     "create a topic of that name": creating("bb" * 16, "new"),
     "create another topic": creating("cc" * 16, "newer"),

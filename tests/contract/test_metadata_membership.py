@@ -1,8 +1,9 @@
 """Registration, leases and the end of epochs, on every metadata store (I6)."""
 
 import pytest
-from tidelog.errors import BrokerIdTaken, Fenced
-from tidelog.metadata.leadership import take_over, transfer
+from tidelog.errors import BrokerIdTaken, ConditionFailed, Fenced, UnknownTopic
+from tidelog.metadata.commits import Committed, NotLeader
+from tidelog.metadata.leadership import set_fencing_token, take_over, transfer
 from tidelog.metadata.membership import (
     allocate_producer_ids,
     cluster_state,
@@ -18,7 +19,7 @@ from tidelog.metadata.membership import (
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import TopicConfig, alter_topic, catalog_changes, create_partitions, create_topic, delete_topic, topics
 
-from tests.contract.metadata_steps import TTL_MS, expire_now, join, lead, topic, unbroken_for_long
+from tests.contract.metadata_steps import TOPIC_ID, TTL_MS, append, expire_now, extent, join, lead, topic, unbroken_for_long
 
 
 async def test_a_cluster_is_named_once(metadata_store: MetadataStore) -> None:
@@ -178,6 +179,41 @@ async def test_a_transfer_fences_the_giver_and_the_taker_begins_an_epoch_of_its_
     changed = await metadata_store.run(catalog_changes, since=0, membership_since=0)
     assert {p.partition_id: (p.leader_broker_epoch, p.leader_epoch) for p in changed.partitions} == {ids[0]: (two, 2), ids[1]: (one, 1)}
     assert (await lead(metadata_store, two, ids))[ids[0]].leader_epoch == 3
+
+
+async def test_a_fencing_token_that_is_set_fences_the_leader_who_does_not_know_it(metadata_store: MetadataStore) -> None:
+    """I1: what was decided under the old token is not committed, and who takes over has the new one."""
+    broker = (await join(metadata_store, "b0")).broker_epoch
+    (partition_id,) = await topic(metadata_store)
+    old = (await lead(metadata_store, broker, [partition_id]))[partition_id]
+    assert isinstance(await append(metadata_store, old, broker, extent(broker, 1, records=3)), Committed)
+    done = await metadata_store.run(set_fencing_token, partition_id=partition_id, token="writer-1")
+    assert (done.next_offset, done.leader_epoch > old.leader_epoch) == (3, True)
+    assert isinstance(await append(metadata_store, old, broker, extent(broker, 2), at=3), NotLeader)
+    new = (await lead(metadata_store, broker, [partition_id]))[partition_id]
+    assert (new.fencing_token, new.leader_epoch > done.leader_epoch) == ("writer-1", True)
+
+
+async def test_a_fencing_token_is_set_only_where_it_is_the_expected_one(metadata_store: MetadataStore) -> None:
+    await join(metadata_store, "b0")
+    (partition_id,) = await topic(metadata_store)
+
+    async def set_to(token: str | None, expected: str | None) -> None:
+        await metadata_store.run(set_fencing_token, partition_id=partition_id, token=token, expected=expected)
+
+    with pytest.raises(ConditionFailed):
+        await set_to("one", "none yet")
+    await set_to("one", "")
+    await set_to("one", "")  # the same again: the first answer may have been lost (I5)
+    with pytest.raises(ConditionFailed):
+        await set_to("two", "")
+    await set_to("two", "one")
+    await set_to("three", None)
+    await set_to(None, "three")
+    await set_to("four", "")
+    await metadata_store.run(delete_topic, topic_id=TOPIC_ID)
+    with pytest.raises(UnknownTopic):
+        await set_to("five", None)
 
 
 async def test_changes_are_told_once_to_those_who_ask_with_the_last_version(metadata_store: MetadataStore) -> None:

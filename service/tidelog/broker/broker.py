@@ -31,6 +31,7 @@ from tidelog.errors import (
     MetadataUnusable,
     NotReady,
     OffsetOutOfRange,
+    OutcomeUnknown,
     TimeTravel,
     TopicExists,
     UnknownTopic,
@@ -39,6 +40,7 @@ from tidelog.executors import Executor
 from tidelog.metadata import membership as members
 from tidelog.metadata import topics as topic_verbs
 from tidelog.metadata.extents import advance_log_start
+from tidelog.metadata.leadership import set_fencing_token
 from tidelog.metadata.membership import Membership
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import PartitionState, Topic, TopicConfig
@@ -48,6 +50,7 @@ from tidelog.randomness import Random, new_uuid
 from tidelog.telemetry import get_logger
 
 _log = get_logger(__name__)
+_LOOKS_IN_A_POLL = 10
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -224,13 +227,12 @@ class Broker:
     def append(self, request: AppendRequest) -> "asyncio.Future[Appended]":
         """Take an append; what can be refused at once is raised. Cancelling the future cancels nothing (I5).
 
-        Raises UnknownTopic (ask `ensure_topic`), CorruptBatch, RecordTooLarge, Throttled, Draining, NotReady.
+        Raises UnknownTopic and UnknownPartition (as of the last poll: ask `ensure_topic`), CorruptBatch, RecordTooLarge, Throttled,
+        Draining, NotReady.
         """
         ref = self.catalog.partition(request.topic, request.partition)
         if ref is None:
-            raise UnknownTopic(
-                f"partition {request.partition} of topic {request.topic!r} was to be appended to, but there is none; describe the topic"
-            )
+            raise self.catalog.unknown(request.topic, request.partition)
         if self._clock.monotonic() >= self._refuse_from:
             raise Draining("this broker was asked to drain; the append was not done: send it to another broker")
         return self._living().intake.append(ref, request)
@@ -248,9 +250,33 @@ class Broker:
         except TopicExists:  # somebody else was first
             return await self._topic(topic)
 
+    def topic(self, name: str) -> Topic | None:
+        """Return a topic as of the last poll; None where it was not known then."""
+        return self.catalog.topic(name)
+
     async def init_producer(self) -> tuple[int, int]:
         """Return a new producer id, and its epoch."""
         return await self._store.run(members.allocate_producer_ids, count=1), 0
+
+    async def set_fencing_token(self, topic: str, partition: int, token: str | None, *, expected: str | None) -> int:
+        """Set the token that fenced appends must show; return where the partition ended then.
+
+        Returns once nobody decides by the old token any more: the leader has come back under a new leader epoch. Raises
+        UnknownTopic, UnknownPartition, ConditionFailed, OutcomeUnknown where that takes longer than `append_timeout_ms`.
+        """
+        ref = await self.catalog.find(topic, partition)
+        done = await self._store.run(set_fencing_token, partition_id=ref.partition_id, token=token, expected=expected)
+        give_up_at = self._clock.monotonic() + self._settings.append_timeout_ms / 1000
+        await self._look_everywhere()
+        while (leader := self.catalog.leader(ref.partition_id)) is None or leader.leader_epoch <= done.leader_epoch:
+            if self._clock.monotonic() >= give_up_at:
+                raise OutcomeUnknown(
+                    f"the fencing token of {topic!r}/{partition} is set, but the partition has no leader yet; set the same token again"
+                    " to know that it is in force"
+                )
+            await asyncio.sleep(self._settings.catalog_poll_ms / 1000 / _LOOKS_IN_A_POLL)
+            await self.catalog.refresh()
+        return done.next_offset
 
     # ---- consume
 
@@ -282,20 +308,20 @@ class Broker:
             partitions=partitions or self._settings.default_partitions,
             config=config,
         )
-        await self._topics_changed()
+        await self._look_everywhere()
         return topic
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic. Raises UnknownTopic."""
         topic = await self._topic(name)
         await self._store.run(topic_verbs.delete_topic, topic_id=topic.topic_id)
-        await self._topics_changed()
+        await self._look_everywhere()
 
     async def alter_topic(self, name: str, *, config: TopicConfig) -> Topic:
         """Set what a topic keeps. Raises UnknownTopic."""
         topic = await self._topic(name)
         altered = await self._store.run(topic_verbs.alter_topic, topic_id=topic.topic_id, config=config)
-        await self._topics_changed()
+        await self._look_everywhere()
         return altered
 
     async def create_partitions(self, name: str, *, partitions: int) -> Topic:
@@ -307,7 +333,7 @@ class Broker:
             )
         topic = await self._topic(name)
         grown = await self._store.run(topic_verbs.create_partitions, topic_id=topic.topic_id, partitions=partitions)
-        await self._topics_changed()
+        await self._look_everywhere()
         return grown
 
     async def topics(self, names: Sequence[str] | None) -> Sequence[Topic]:
@@ -332,9 +358,11 @@ class Broker:
                 )
             to = state.next_offset if before_offset == -1 else before_offset
             try:
-                return await self._store.run(advance_log_start, partition_id=ref.partition_id, leader_epoch=state.leader_epoch, to=to)
+                start = await self._store.run(advance_log_start, partition_id=ref.partition_id, leader_epoch=state.leader_epoch, to=to)
             except Fenced:  # leadership has moved between the two; the log start is anybody's to move
                 continue
+            await self.reader.bounds_changed(ref.partition_id)
+            return start
 
     async def membership(self) -> Membership:
         """Return the members; SQL is asked."""
@@ -421,8 +449,8 @@ class Broker:
             raise UnknownTopic(f"topic {name!r} was asked for, but there is no such topic; create it, or list topics to see what there is")
         return found[0]
 
-    async def _topics_changed(self) -> None:
-        """See one's own change at once, and tell the other brokers."""
+    async def _look_everywhere(self) -> None:
+        """See one's own change at once, and tell the other brokers to look."""
         await self.catalog.refresh()
         self.nudge()
         own = self.member()

@@ -93,12 +93,18 @@ class Catalog:
         if found is None:
             await self.refresh()
             found = self.partition(topic, partition)
-        if found is not None:
-            return found
+        if found is None:
+            raise self.unknown(topic, partition)
+        return found
+
+    def unknown(self, topic: str, partition: int) -> UnknownTopic | UnknownPartition:
+        """Return the error for a partition that is not there."""
         known = self.topic(topic)
         if known is None:
-            raise UnknownTopic(f"topic {topic!r} was asked for, but there is no such topic; create it, or list topics to see what there is")
-        raise UnknownPartition(
+            return UnknownTopic(
+                f"topic {topic!r} was asked for, but there is no such topic; create it, or list topics to see what there is"
+            )
+        return UnknownPartition(
             f"partition {partition} of topic {topic!r} was asked for, but its partitions are 0 to {known.partitions - 1}; choose one"
         )
 

@@ -156,6 +156,10 @@ class Reader:
         next_offset = self.records.took_in(partition_id, base_offset, leader_epoch, parts, headers)
         self.feed.reached(partition_id, next_offset)
 
+    async def bounds_changed(self, partition_id: int) -> None:
+        """Have who follows a partition here see its bounds as they are in SQL now."""
+        self.feed.looked_up(await self.lookups.extents(partition_id, 0))
+
 
 class PartitionCursor:
     """One partition as a reader follows it. See `server.ports.Cursor`."""

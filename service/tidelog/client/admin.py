@@ -91,30 +91,37 @@ class Admin:
     ) -> TopicDescription:
         """Create a topic; 0 partitions: the cluster's default. Raises TopicExists, InvalidRequest."""
         _check_count("partitions", partitions)
-        request = pb.CreateTopicRequest(name=name, partitions=partitions, config=_config(retention_ms, retention_bytes, compact))
+        with wire.checked():
+            request = pb.CreateTopicRequest(name=name, partitions=partitions, config=_config(retention_ms, retention_bytes, compact))
         answer = await self._brokers.call(lambda broker: broker.admin.CreateTopic, request, repeatable=False)
         return _topic(answer.topic)
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic and all its records. Raises UnknownTopic."""
-        await self._brokers.call(lambda broker: broker.admin.DeleteTopic, pb.DeleteTopicRequest(name=name), repeatable=False)
+        with wire.checked():
+            request = pb.DeleteTopicRequest(name=name)
+        await self._brokers.call(lambda broker: broker.admin.DeleteTopic, request, repeatable=False)
 
     async def alter_topic(
         self, name: str, *, retention_ms: int | None = None, retention_bytes: int | None = None, compact: bool | None = None
     ) -> TopicDescription:
         """Set what a topic keeps; what is None stays. Raises UnknownTopic."""
-        request = pb.AlterTopicRequest(name=name, config=_config(retention_ms, retention_bytes, compact))
+        with wire.checked():
+            request = pb.AlterTopicRequest(name=name, config=_config(retention_ms, retention_bytes, compact))
         return _topic((await self._brokers.call(lambda broker: broker.admin.AlterTopic, request)).topic)
 
     async def create_partitions(self, name: str, *, partitions: int) -> TopicDescription:
         """Raise a topic's number of partitions to this. Raises UnknownTopic, InvalidRequest."""
         _check_count("partitions", partitions)
-        request = pb.CreatePartitionsRequest(name=name, partitions=partitions)
+        with wire.checked():
+            request = pb.CreatePartitionsRequest(name=name, partitions=partitions)
         return _topic((await self._brokers.call(lambda broker: broker.admin.CreatePartitions, request)).topic)
 
     async def describe_topics(self, names: Sequence[str] = ()) -> list[TopicDescription]:
         """Return these topics, or all. Raises UnknownTopic."""
-        answer = await self._brokers.call(lambda broker: broker.admin.DescribeTopics, pb.DescribeTopicsRequest(names=names))
+        with wire.checked():
+            request = pb.DescribeTopicsRequest(names=names)
+        answer = await self._brokers.call(lambda broker: broker.admin.DescribeTopics, request)
         for told in answer.topics:
             if told.HasField("error"):
                 raise wire.error_of(told.error)
@@ -134,9 +141,9 @@ class Admin:
         """Move the log start to `before_offset`, or (None) to the end; return it. Raises OffsetOutOfRange."""
         if before_offset is not None:
             _check_count("before_offset", before_offset)
-        request = pb.DeleteRecordsRequest(
-            partition=log_pb2.TopicPartition(topic=topic, partition=partition), before_offset=-1 if before_offset is None else before_offset
-        )
+        where = wire.partition(topic, partition)
+        with wire.checked():
+            request = pb.DeleteRecordsRequest(partition=where, before_offset=-1 if before_offset is None else before_offset)
         answer = await self._brokers.call(
             lambda broker: broker.admin.DeleteRecords, request, repeatable=before_offset is not None
         )  # the end may be another the second time
@@ -145,6 +152,8 @@ class Admin:
     async def list_offsets(self, topic: str, *, partitions: Sequence[int] | None = None, at: str | datetime = "latest") -> dict[int, int]:
         """Return an offset per partition: "earliest", "latest", or the first record of a time or later (else the end)."""
         where = position(at, name="at")
+        if where.HasField("offset"):
+            raise InvalidRequest(f'at={at} was asked for; give "earliest", "latest", or a datetime with a time zone')
         if partitions is None:
             told = (await self._brokers.metadata([topic])).topics[0]
             if told.HasField("error"):
@@ -152,6 +161,21 @@ class Admin:
             partitions = range(told.partitions)
         offsets = await resolve(self._brokers, [(topic, partition) for partition in partitions], where)
         return dict(zip(partitions, offsets, strict=True))
+
+    async def set_fencing_token(self, topic: str, partition: int, token: str | None, *, expected: str | None = None) -> int:
+        """Take a partition over: from now on appends that show another token than this are refused, those under way included.
+
+        Returns where the partition ended then: what `log.producer(fencing_token=token)` appends comes at or after that, and nothing of
+        a writer with another token does. Appends that show none are not looked at. `expected` sets it only where it is that one now
+        ("": none is); None as `token` takes it away. Takes the right to write to the topic.
+
+        Raises UnknownTopic, UnknownPartition, ConditionFailed (it was another), OutcomeUnknown (set the same one again).
+        """
+        where = wire.partition(topic, partition)
+        with wire.checked():
+            request = log_pb2.SetFencingTokenRequest(partition=where, token=token, expected_token=expected)
+        answer = await self._brokers.call(lambda broker: broker.log.SetFencingToken, request)
+        return int(answer.next_offset)
 
     # ---- brokers
 
@@ -172,7 +196,8 @@ class Admin:
 
         Returns at once; call again to see how far it is. `undo` takes it back.
         """
-        request = pb.DrainBrokerRequest(broker_id=broker_id, undo=undo)
+        with wire.checked():
+            request = pb.DrainBrokerRequest(broker_id=broker_id, undo=undo)
         answer = await self._brokers.call(lambda broker: broker.admin.DrainBroker, request)
         return answer.drained, answer.led_partitions
 

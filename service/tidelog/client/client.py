@@ -88,7 +88,7 @@ class Log:
     def producer(
         self, *, linger_ms: float = 5, compression: str = "none", idempotent: bool = True, batch_bytes: int = 256 * 1024,
         max_in_flight: int = 5, buffer_bytes: int = 32 * 1024 * 1024, max_record_bytes: int = 1024 * 1024 - 4096,
-        delivery_timeout_ms: int = 120_000, request_timeout_ms: int = 30_000,
+        delivery_timeout_ms: int = 120_000, request_timeout_ms: int = 30_000, fencing_token: str | None = None,
     ) -> Producer:  # fmt: skip
         """Return a producer to be used as `async with log.producer() as producer`; leaving it sends what is buffered.
 
@@ -101,11 +101,13 @@ class Log:
         - `max_record_bytes`: a larger record is refused at once.
         - `delivery_timeout_ms`: after this a record's outcome is reported, whatever it is.
         - `request_timeout_ms`: how long a broker may take to answer one attempt.
+        - `fencing_token`: append only where this is the partition's token (`log.admin.set_fencing_token`), else raise ConditionFailed.
         """
         return Producer(
             self._brokers, linger_ms=linger_ms, compression=compression, idempotent=idempotent, batch_bytes=batch_bytes,
             max_in_flight=max_in_flight, buffer_bytes=buffer_bytes, max_record_bytes=max_record_bytes,
             delivery_timeout_ms=delivery_timeout_ms, request_timeout_ms=request_timeout_ms,
+            fencing_token=fencing_token,
         )  # fmt: skip
 
     def consume(

@@ -87,7 +87,7 @@ class Producer:
 
     def __init__(
         self, brokers: Brokers, *, linger_ms: float, compression: str, idempotent: bool, batch_bytes: int, max_in_flight: int,
-        buffer_bytes: int, max_record_bytes: int, delivery_timeout_ms: int, request_timeout_ms: int,
+        buffer_bytes: int, max_record_bytes: int, delivery_timeout_ms: int, request_timeout_ms: int, fencing_token: str | None = None,
     ) -> None:  # fmt: skip
         if compression not in COMPRESSIONS:
             raise InvalidRequest(f"compression {compression!r} was asked for; choose one of {', '.join(COMPRESSIONS)}")
@@ -113,6 +113,7 @@ class Producer:
         self._max_record_bytes = max_record_bytes
         self._delivery_timeout_s = delivery_timeout_ms / 1000
         self._request_timeout_s = request_timeout_ms / 1000
+        self._fencing_token = fencing_token
         self._buffered = 0
         self._room: deque[asyncio.Future[None]] = deque()
         self._topics: dict[str, _Topic] = {}
@@ -593,6 +594,7 @@ class Producer:
                 partition=queue.partition,
                 timeout_ms=max(1, int(timeout_s * 1000)),
                 expected_next_offset=append.batch.expected_next_offset,
+                fencing_token=self._fencing_token,
             )
             appends.append((message, append.data))
             size += len(append.data)

@@ -1,6 +1,7 @@
-"""Appends as they go over the wire, and errors as they come back, into classes of the tree."""
+"""What goes over the wire, checked before; and errors as they come back, as classes of the tree."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import grpc
 import grpc.aio
@@ -43,6 +44,25 @@ _BATCHES_TAG = framing.field_tag(pb.ProduceAppend, "batches")
 def produce_request(appends: Iterable[tuple[pb.ProduceAppend, bytes]]) -> bytes:
     """Return a ProduceRequest of these appends, serialized; the batches of each come beside it."""
     return b"".join(part for append, batches in appends for part in framing.nested(_APPENDS_TAG, append, _BATCHES_TAG, batches))
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Have what protobuf refuses (a number out of range, a wrong type) raised as InvalidRequest."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError is one
+        raise errors.InvalidRequest(f"what was given cannot be sent: {error}; give numbers and names as the documentation says") from error
+
+
+def partition(topic: str, number: int) -> pb.TopicPartition:
+    """Return a partition for the wire. Raises InvalidRequest, UnknownPartition."""
+    with checked():
+        if not 0 <= number < 1 << 32:
+            raise errors.UnknownPartition(
+                f"partition {number} of topic {topic!r} was asked for, but partitions are counted from 0; choose one"
+            )
+        return pb.TopicPartition(topic=topic, partition=number)
 
 
 def error_of(error: pb.Error) -> TidelogError:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tidelog.errors import Fenced
+from tidelog.errors import ConditionFailed, Fenced, UnknownTopic
 from tidelog.metadata.store import Transaction
 
 
@@ -44,6 +44,15 @@ class Leadership:
     partition: int
     leader_broker_epoch: int | None
     leader_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSet:
+    """A fencing token was set: no leader has it in memory before a leader epoch above `leader_epoch`."""
+
+    leader_epoch: int
+    next_offset: int
+    """Where the partition ended then."""
 
 
 def take_over(tx: Transaction, *, broker_epoch: int, membership_version: int, partition_ids: Iterable[int]) -> tuple[LedPartition, ...]:
@@ -128,16 +137,39 @@ def transfer(tx: Transaction, *, to_broker_epoch: int, membership_version: int, 
     return tuple(row.partition_id for row in found)
 
 
-def set_fencing_token(tx: Transaction, *, partition_id: int, leader_epoch: int, token: str | None) -> None:
-    """Set the token that fenced appends must show. Raises Fenced where the caller leads no more (I1)."""
-    done = tx.rows(
-        "UPDATE partitions SET fencing_token = :token WHERE partition_id = :partition_id AND leader_epoch = :epoch RETURNING partition_id",
-        token=token,
+def set_fencing_token(tx: Transaction, *, partition_id: int, token: str | None, expected: str | None = None) -> TokenSet:
+    """Set the token that fenced appends must show, and begin a new leader epoch: whoever leads has the old token in memory, and can
+    commit nothing more before it has loaded the new one (I1).
+
+    `expected`: only where the token is this one now ("": none is). The token that it already is, is set again (I5).
+
+    Raises ConditionFailed where another token is set, UnknownTopic where the topic has been deleted.
+    """
+    living = tx.rows(
+        "SELECT t.topic_id FROM topics t WHERE NOT t.deleted"
+        " AND t.topic_id = (SELECT p.topic_id FROM partitions p WHERE p.partition_id = :partition_id)" + tx.for_share(),
         partition_id=partition_id,
-        epoch=leader_epoch,
     )
-    if not done:
-        raise not_leader(partition_id, leader_epoch)
+    if not living:
+        raise UnknownTopic("the topic whose fencing token was to be set has been deleted meanwhile; list topics to see what there is")
+    (row,) = tx.rows(
+        "SELECT leader_broker_epoch, leader_epoch, next_offset, fencing_token FROM partitions WHERE partition_id = :partition_id"
+        + tx.for_update(),
+        partition_id=partition_id,
+    )
+    if expected is not None and row.fencing_token not in (expected or None, token):
+        raise ConditionFailed(
+            f"the fencing token was to be set where it is {expected!r}, but it is another by now; somebody else has taken over: stop, or"
+            " take over without a condition"
+        )
+    tx.execute(
+        "UPDATE partitions SET fencing_token = :token, leader_epoch = leader_epoch + 1, changed_version = :version"
+        " WHERE partition_id = :partition_id",
+        token=token,
+        version=next_change(tx),
+        partition_id=partition_id,
+    )
+    return TokenSet(row.leader_epoch + 1, row.next_offset)
 
 
 def lock_led(tx: Transaction, *, partition_id: int, leader_epoch: int) -> None:

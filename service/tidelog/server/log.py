@@ -3,31 +3,37 @@
 import asyncio
 import itertools
 from collections.abc import Sequence
-from contextlib import suppress
-
-import grpc
 
 from tidelog.broker import requests
 from tidelog.broker.requests import OffsetFound, Run
 from tidelog.clock import Clock
 from tidelog.config import Settings
-from tidelog.errors import InvalidRequest, PermissionDenied, TidelogError, UnknownTopic
+from tidelog.errors import (
+    CorruptBatch,
+    InvalidRequest,
+    NotServed,
+    PermissionDenied,
+    TidelogError,
+    UnknownPartition,
+    UnknownTopic,
+    UnreadableBatch,
+)
 from tidelog.executors import Executor
 from tidelog.metadata.topics import Topic
 from tidelog.proto.v1 import log_pb2, log_pb2_grpc
 from tidelog.records import codec
-from tidelog.records.batch import scan
+from tidelog.records.batch import BatchHeader, scan
 from tidelog.records.codec import Record
 from tidelog.records.compression import DecompressionLimits
 from tidelog.server import wire
-from tidelog.server.callers import Caller, caller
+from tidelog.server.callers import Caller, caller, standing
 from tidelog.server.consume import ConsumeContext, ConsumeStream
 from tidelog.server.ports import LogBroker
-from tidelog.server.produce import ProduceContext, ProduceStream
+from tidelog.server.produce import ProduceContext, ProduceStream, found_out
 from tidelog.server.streams import OpenStreams
 
 _QUERIES_AT_ONCE = 16
-_MOST_QUERIES = 10_000
+_MOST_TOKEN_CHARACTERS = 255
 
 
 class LogServicer(log_pb2_grpc.LogServicer):
@@ -43,13 +49,13 @@ class LogServicer(log_pb2_grpc.LogServicer):
 
     async def Produce(self, _requests: object, context: ProduceContext) -> None:  # noqa: N802 - the contract's name
         """Take appends and answer each by its request id."""
-        stream = ProduceStream(self._broker, self._settings, caller(), context)
+        stream = ProduceStream(self._broker, self._settings, standing(), context)
         with self._streams.opened(stream.end):
             await stream.run()
 
     async def Consume(self, _requests: object, context: ConsumeContext) -> None:  # noqa: N802
         """Push what commits, as far as the client's credit allows."""
-        stream = ConsumeStream(self._broker, self._settings, caller(), context)
+        stream = ConsumeStream(self._broker, self._settings, standing(), context)
         with self._streams.opened(stream.end):
             await stream.run()
 
@@ -71,9 +77,8 @@ class LogServicer(log_pb2_grpc.LogServicer):
         )
         try:
             future = self._broker.append(asked)
-        except UnknownTopic:
-            await self._broker.ensure_topic(asked.topic)
-            future = self._broker.append(asked)
+        except (UnknownTopic, UnknownPartition):
+            future = await found_out(self._broker, asked)
         appended = await asyncio.shield(future)  # a caller who leaves cancels nothing (I5)
         return log_pb2.AppendResponse(partition=partition, base_offset=appended.base_offset, next_offset=appended.next_offset)
 
@@ -113,8 +118,7 @@ class LogServicer(log_pb2_grpc.LogServicer):
 
     async def ListOffsets(self, request: log_pb2.ListOffsetsRequest, _context: object) -> log_pb2.ListOffsetsResponse:  # noqa: N802
         """Return the offsets that positions stand for; what is wrong with one of them is that one's answer."""
-        if len(request.queries) > _MOST_QUERIES:
-            raise InvalidRequest(f"{len(request.queries)} offsets were asked for at once; ask for up to {_MOST_QUERIES}")
+        wire.check_count("offsets", len(request.queries), self._settings)
         who = caller()
         queries = iter(enumerate(request.queries))
         answers: dict[int, log_pb2.ListOffsetsResponse.Answer] = {}
@@ -131,39 +135,55 @@ class LogServicer(log_pb2_grpc.LogServicer):
     async def GetMetadata(self, request: log_pb2.GetMetadataRequest, _context: object) -> log_pb2.GetMetadataResponse:  # noqa: N802
         """Return the brokers, and the topics asked for or all that the caller may see."""
         who = caller()
+        wire.check_count("topics", len(request.topics), self._settings)
         membership = await self._broker.membership()
         wanted = [name for name in dict.fromkeys(request.topics) if who.may_see(name)]
-        topics = {} if request.topics and not wanted else {t.name: t for t in await self._broker.topics(wanted or None)}
+        found: dict[str, Topic | TidelogError] = {}
+        if wanted or not request.topics:
+            found = {topic.name: topic for topic in await self._broker.topics(wanted or None)}
         if request.create_missing:
-            topics |= await self._made([name for name in wanted if name not in topics and who.may_write(name)])
-        names = dict.fromkeys(request.topics) or sorted(filter(who.may_see, topics))
+            found |= await self._made([name for name in wanted if name not in found and who.may_write(name)])
+        names = dict.fromkeys(request.topics) or sorted(filter(who.may_see, found))
         return log_pb2.GetMetadataResponse(
             cluster_id=self._broker.cluster_id(),
             brokers=map(wire.metadata_broker, membership.brokers),
-            topics=[
-                wire.metadata_topic(topics[name])
-                if name in topics
-                else log_pb2.GetMetadataResponse.Topic(name=name, error=wire.error_message(_not_shown(who, name)))
-                for name in names
-            ],
+            topics=[wire.metadata_topic(name, found[name] if name in found else _not_shown(who, name)) for name in names],
         )
 
-    async def Group(self, _requests: object, context: grpc.aio.ServicerContext[object, object]) -> None:  # noqa: N802
-        """Refuse: groups are not served yet."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "consumer groups are not served by this release; follow partitions with Consume")
+    async def SetFencingToken(  # noqa: N802
+        self, request: log_pb2.SetFencingTokenRequest, _context: object
+    ) -> log_pb2.SetFencingTokenResponse:
+        """Set the token that a partition's fenced appends must show."""
+        topic, partition = request.partition.topic, request.partition.partition
+        caller().check_write(topic)
+        token = request.token if request.HasField("token") else None
+        if token is not None and not 1 <= len(token) <= _MOST_TOKEN_CHARACTERS:
+            raise InvalidRequest(
+                f"a fencing token of {len(token)} characters was to be set; give 1 to {_MOST_TOKEN_CHARACTERS}, or leave it out for none"
+            )
+        expected = request.expected_token if request.HasField("expected_token") else None
+        next_offset = await self._broker.set_fencing_token(topic, partition, token, expected=expected)
+        return log_pb2.SetFencingTokenResponse(next_offset=next_offset)
 
-    async def _made(self, names: Sequence[str]) -> dict[str, Topic]:
+    async def Group(self, _requests: object, _context: object) -> None:  # noqa: N802
+        """Refuse: groups are not served yet."""
+        raise NotServed("a group was to be joined, but this release serves no consumer groups; follow partitions with Consume")
+
+    async def _made(self, names: Sequence[str]) -> dict[str, Topic | TidelogError]:
         """Make topics on first use, so that a producer knows their partitions before it gives a key its place."""
-        made = {}
+        made: dict[str, Topic | TidelogError] = {}
         for name in names:
-            with suppress(UnknownTopic):
+            try:
                 made[name] = await self._broker.ensure_topic(name)
+            except (InvalidRequest, UnknownTopic) as error:  # what is wrong with one name is that one's answer
+                made[name] = error
         return made
 
     async def _partition(self, topic: str, records: Sequence[Record]) -> int:
         from aiokafka.partitioner import murmur2
 
-        count = (await self._broker.ensure_topic(topic)).partitions
+        known = self._broker.topic(topic) or await self._broker.ensure_topic(topic)
+        count = known.partitions
         chosen = {(murmur2(record.key) & 0x7FFFFFFF) % count for record in records if record.key is not None}
         if len(chosen) > 1:
             raise InvalidRequest(
@@ -197,7 +217,13 @@ def _decoded(run: Run, offset: int, *, most_records: int, most_bytes: int, limit
     for header in scan(view):
         if header.next_offset <= offset:
             continue
-        for record in codec.decode(view[header.position : header.position + header.size], limits=limits):
+        try:
+            records = _records(view, header, limits)
+        except UnreadableBatch:
+            if found:
+                return found, header.base_offset  # what comes before it is given; it is told of when it is read itself
+            raise
+        for record in records:
             if record.offset < offset:
                 continue
             size += _size(record)
@@ -205,6 +231,17 @@ def _decoded(run: Run, offset: int, *, most_records: int, most_bytes: int, limit
                 return found, found[-1].offset + 1
             found.append(record)
     return found, max(offset, run.next_offset)
+
+
+def _records(view: memoryview, header: BatchHeader, limits: DecompressionLimits) -> Sequence[Record]:
+    try:
+        return codec.decode(view[header.position : header.position + header.size], limits=limits)
+    except CorruptBatch as error:
+        raise UnreadableBatch(
+            f"{error.problem}. Its producer wrote offsets {header.base_offset} to {header.next_offset - 1} so, and they stay so;"
+            f" what follows is read from offset {header.next_offset} on",
+            position=header.position,
+        ) from error
 
 
 def _size(record: Record) -> int:

@@ -72,15 +72,26 @@ class LogBroker(Protocol):
 
     # ---- produce
     def append(self, request: AppendRequest) -> "asyncio.Future[Appended]":
-        """Take an append. What can be refused at once is raised; the future holds its outcome. Cancelling it cancels nothing (I5)."""
+        """Take an append. What can be refused at once is raised; the future holds its outcome. Cancelling it cancels nothing (I5).
+
+        Raises UnknownTopic and UnknownPartition as far as this broker knows: `ensure_topic` finds out.
+        """
         ...
 
     async def ensure_topic(self, topic: str) -> Topic:
         """Return a topic that `append` does not know yet: asks SQL, and makes it where topics are made on first use."""
         ...
 
+    def topic(self, name: str) -> Topic | None:
+        """Return a topic as far as this broker knows without asking; None where it does not."""
+        ...
+
     async def init_producer(self) -> tuple[int, int]:
         """Return a new producer id, and its epoch."""
+        ...
+
+    async def set_fencing_token(self, topic: str, partition: int, token: str | None, *, expected: str | None) -> int:
+        """Set the token that fenced appends must show; return where the partition ended then. Raises ConditionFailed."""
         ...
 
     # ---- consume
