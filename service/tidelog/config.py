@@ -132,7 +132,12 @@ class Settings(BaseModel):
     # ---- server
     max_connections: int = _count(10_000, description="Connections at once.")
     max_streams_per_connection: int = _count(1000, description="Calls at once on one connection.")
+    max_streams: int = _count(10_000, description="Long-lived streams (Produce, Consume, other brokers') at once on all connections.")
     max_message_bytes: int = _bytes(16 * MIB, ge=64 * 1024, le=256 * MIB, description="One gRPC message.")
+    max_queries_per_call: int = _count(10_000, description="Topics or offsets that one call may ask for by name.")
+    handshake_timeout_ms: int = _milliseconds(20_000, ge=100, description="A connection that is not set up after this is closed.")
+    keepalive_ms: int = _milliseconds(30_000, ge=100, description="A connection is asked for a sign of life when silent for this long.")
+    keepalive_timeout_ms: int = _milliseconds(20_000, ge=100, description="A connection that gives none for this long is closed.")
     drain_timeout_ms: int = _milliseconds(30_000, description="How long a leaving broker waits for what it has accepted.")
     drain_propagation_ms: int = _milliseconds(
         1000, description="How long a draining broker goes on accepting, until balancers have noticed."

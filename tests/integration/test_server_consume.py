@@ -366,11 +366,3 @@ async def test_metadata_names_brokers_and_topics(served: Served) -> None:
     assert [(topic.name, topic.partitions) for topic in found.topics] == [("t", 2), ("u", 3)]
     named = await served.log.GetMetadata(log_pb2.GetMetadataRequest(topics=["none", "t"]))
     assert [(topic.name, topic.error.reason) for topic in named.topics] == [("none", "UNKNOWN_TOPIC"), ("t", "")]
-
-
-async def test_groups_are_refused_with_a_sentence(served: Served) -> None:
-    call = served.log.Group()
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await call.read()
-    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "groups" in (failed.value.details() or "")

@@ -24,19 +24,20 @@ def promises() -> Iterator[str]:
     for file in PUBLIC:
         for service in file.services_by_name.values():
             for method in service.methods:
-                ways = ["stream " if streaming else "" for streaming in (method.client_streaming, method.server_streaming)]
-                yield f"rpc {service.full_name}.{method.name}({ways[0]}{method.input_type.full_name}) -> {ways[1]}{method.output_type.full_name}"
+                taken = ("stream " if method.client_streaming else "") + method.input_type.full_name
+                given = ("stream " if method.server_streaming else "") + method.output_type.full_name
+                yield f"rpc {service.full_name}.{method.name}({taken}) -> {given}"
         for message in file.message_types_by_name.values():
             yield from promises_of(message)
 
 
 def promises_of(message: Descriptor) -> Iterator[str]:
     for field in message.fields:
-        kind = (field.message_type or field.enum_type).full_name if field.message_type or field.enum_type else TYPES[field.type]
+        named = field.message_type or field.enum_type
+        kind = named.full_name if named else TYPES[field.type]
         presence = "repeated " if field.is_repeated else "optional " if field.has_presence and field.message_type is None else ""
-        among = (
-            f" in oneof {field.containing_oneof.name}" if field.containing_oneof and not field.containing_oneof.name.startswith("_") else ""
-        )
+        oneof = field.containing_oneof
+        among = f" in oneof {oneof.name}" if oneof and not oneof.name.startswith("_") else ""
         yield f"{message.full_name} {field.number} {field.name}: {presence}{kind}{among}"
     for nested in message.nested_types:
         if not nested.GetOptions().map_entry:

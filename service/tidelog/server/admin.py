@@ -7,7 +7,7 @@ import grpc
 
 from tidelog.broker.marker import FORMAT_VERSION
 from tidelog.config import Settings
-from tidelog.errors import InvalidRequest, PermissionDenied, TidelogError, UnknownTopic
+from tidelog.errors import InvalidRequest, NotServed, PermissionDenied, TidelogError, UnknownTopic
 from tidelog.metadata.topics import Topic, TopicConfig
 from tidelog.proto.v1 import admin_pb2, admin_pb2_grpc
 from tidelog.server import wire
@@ -22,6 +22,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def __init__(self, broker: LogBroker, settings: Settings) -> None:
         self._broker = broker
+        self._settings = settings
         self._defaults = TopicConfig(settings.default_retention_ms, settings.default_retention_bytes)
 
     async def CreateTopic(self, request: admin_pb2.CreateTopicRequest, _context: _Context) -> admin_pb2.CreateTopicResponse:  # noqa: N802 - the contract's names
@@ -42,6 +43,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.DescribeTopicsResponse:
         """Describe the topics named, or all that the caller may see."""
         who = caller()
+        wire.check_count("topics", len(request.names), self._settings)
         if not request.names:
             shown = [topic for topic in await self._broker.topics(None) if who.may_see(topic.name)]
             return admin_pb2.DescribeTopicsResponse(topics=await self._all_described(shown))
@@ -84,6 +86,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     async def DescribeCluster(self, _request: object, _context: _Context) -> admin_pb2.DescribeClusterResponse:  # noqa: N802
         """Describe the brokers, their leases and their load."""
+        caller().check_see_all()
         membership = await self._broker.membership()
         led = await self._broker.led_partitions()
         return admin_pb2.DescribeClusterResponse(
@@ -101,21 +104,21 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         drained, led_partitions = await self._broker.drain(request.broker_id, undo=request.undo)
         return admin_pb2.DrainBrokerResponse(drained=drained, led_partitions=led_partitions)
 
-    async def ListGroups(self, _request: object, context: _Context) -> None:  # noqa: N802
+    async def ListGroups(self, _request: object, _context: _Context) -> None:  # noqa: N802
         """Refuse: groups are not served yet."""
-        await _no_groups(context)
+        raise _no_groups()
 
-    async def DescribeGroup(self, _request: object, context: _Context) -> None:  # noqa: N802
+    async def DescribeGroup(self, _request: object, _context: _Context) -> None:  # noqa: N802
         """Refuse: groups are not served yet."""
-        await _no_groups(context)
+        raise _no_groups()
 
-    async def DeleteGroup(self, _request: object, context: _Context) -> None:  # noqa: N802
+    async def DeleteGroup(self, _request: object, _context: _Context) -> None:  # noqa: N802
         """Refuse: groups are not served yet."""
-        await _no_groups(context)
+        raise _no_groups()
 
-    async def ResetOffsets(self, _request: object, context: _Context) -> None:  # noqa: N802
+    async def ResetOffsets(self, _request: object, _context: _Context) -> None:  # noqa: N802
         """Refuse: groups are not served yet."""
-        await _no_groups(context)
+        raise _no_groups()
 
     async def _described(self, topic: Topic) -> admin_pb2.TopicDescription:
         return (await self._all_described([topic]))[0]
@@ -125,8 +128,8 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         return [wire.topic_description(topic, await self._broker.partitions(topic.topic_id), leaders) for topic in topics]
 
 
-async def _no_groups(context: _Context) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "consumer groups are not served by this release")
+def _no_groups() -> NotServed:
+    return NotServed("groups were asked for, but this release serves no consumer groups; a later one will")
 
 
 def _unknown(name: str) -> TidelogError:

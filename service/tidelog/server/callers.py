@@ -1,5 +1,9 @@
-"""Who calls, and what they may do. The interceptor says who; the servicers ask before they touch a topic."""
+"""Who calls, and what they may do. The interceptor says who; the servicers ask before they touch a topic.
 
+Long-lived streams ask again and again: a token that is taken back ends what was opened with it.
+"""
+
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -50,6 +54,11 @@ class Caller:
         if not topic.startswith(self.admin):
             raise self._denied("administer", topic)
 
+    def check_see_all(self) -> None:
+        """Raise PermissionDenied unless the caller may know of every topic: how much there is says what there is."""
+        if "" not in self.read + self.write + self.admin:
+            raise PermissionDenied(f"{self.name} may not look at the cluster; that takes a scope on all topics")
+
     def check_operator(self) -> None:
         """Raise PermissionDenied unless the caller may administer the whole cluster: every topic."""
         if "" not in self.admin:
@@ -62,14 +71,22 @@ class Caller:
 ANYONE = Caller("anyone", read=_EVERYTHING, write=_EVERYTHING, admin=_EVERYTHING)
 """Who calls where nobody is asked for a token."""
 
-_caller: ContextVar[Caller] = ContextVar("tidelog_caller")
+Standing = Callable[[], Caller]
+"""Says who makes a call, and what they may do by now. Raises Unauthenticated where they are not let in any more."""
+
+_standing: ContextVar[Standing] = ContextVar("tidelog_standing")
 
 
 def caller() -> Caller:
     """Return who makes the call that is being answered. Raises LookupError outside of calls: nobody is let in by accident."""
-    return _caller.get()
+    return _standing.get()()
 
 
-def called_by(who: Caller) -> None:
+def standing() -> Standing:
+    """Return what streams ask for as long as they are open."""
+    return _standing.get()
+
+
+def called_by(who: Standing) -> None:
     """Say who makes the call that this task answers."""
-    _caller.set(who)
+    _standing.set(who)

@@ -17,7 +17,7 @@ from tidelog.errors import InvalidRequest, TidelogError
 from tidelog.proto.v1 import log_pb2
 from tidelog.records.batch import scan
 from tidelog.server import wire
-from tidelog.server.callers import Caller
+from tidelog.server.callers import Standing
 from tidelog.server.credit import Credit
 from tidelog.server.ports import Cursor, LogBroker
 from tidelog.server.streams import leaving, next_message
@@ -26,6 +26,7 @@ from tidelog.telemetry import get_logger
 _QUEUED = 4
 _UNSENT_RESPONSES = 2
 """Of full size. One is being sent while the next is made; more would only wait."""
+_ADDS_AT_ONCE = 100
 _log = get_logger(__name__)
 
 ConsumeContext = grpc.aio.ServicerContext[log_pb2.ConsumeRequest, log_pb2.ConsumeResponse | bytes]
@@ -50,9 +51,9 @@ class _Queued:
 class ConsumeStream:
     """Serves one stream."""
 
-    def __init__(self, broker: LogBroker, settings: Settings, caller: Caller, context: ConsumeContext) -> None:
+    def __init__(self, broker: LogBroker, settings: Settings, standing: Standing, context: ConsumeContext) -> None:
         self._broker = broker
-        self._caller = caller
+        self._caller = standing
         self._context = context
         self._response_bytes = settings.response_bytes
         self._most_subscriptions = settings.max_subscriptions_per_stream
@@ -99,7 +100,9 @@ class ConsumeStream:
     async def _take(self, message: log_pb2.ConsumeRequest) -> None:
         for subscription_id in message.drop:
             self._drop(subscription_id)
-        for add in message.add:
+        for number, add in enumerate(message.add):
+            if number % _ADDS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # whoever adds one id a million times costs no more than one task at a time
             self._drop(add.subscription_id)
             subscription = _Subscription(add.subscription_id)
             if len(self._subscriptions) >= self._most_subscriptions:
@@ -156,11 +159,11 @@ class ConsumeStream:
         stop = add.stop_offset if add.HasField("stop_offset") else None
         error: TidelogError | None = None
         try:
-            self._caller.check_read(topic)
+            self._caller().check_read(topic)
             start = wire.position(add.start)
             async with self._broker.follow(topic, partition) as cursor:
                 subscription.next_offset = await cursor.resolve(start)
-                await self._push(subscription, cursor, stop)
+                await self._push(subscription, cursor, topic, stop)
         except Exception as caught:  # noqa: BLE001 - whatever is wrong with one partition ends that subscription only
             if not isinstance(caught, TidelogError):
                 _log.error("subscription_failed_unexpectedly", topic=topic, partition=partition, exc_info=caught)
@@ -168,11 +171,11 @@ class ConsumeStream:
         response = wire.end_response(subscription.subscription_id, subscription.next_offset, error)
         await self._queue.put(_Queued(subscription, (response,), is_end=True))
 
-    async def _push(self, subscription: _Subscription, cursor: Cursor, stop: int | None) -> None:
+    async def _push(self, subscription: _Subscription, cursor: Cursor, topic: str, stop: int | None) -> None:
         offset = subscription.next_offset
         told: tuple[int, int, int] | None = None
         while stop is None or offset < stop:
-            run = await self._read_run(cursor, offset, stop)
+            run = await self._read_run(cursor, topic, offset, stop)
             following = max(offset, run.next_offset)
             responses: list[log_pb2.ConsumeResponse | bytes] = []
             if told is None or not run.batches:
@@ -191,11 +194,12 @@ class ConsumeStream:
             if offset >= high_watermark and (stop is None or offset < stop):
                 await cursor.wait(offset)
 
-    async def _read_run(self, cursor: Cursor, offset: int, stop: int | None) -> Run:
+    async def _read_run(self, cursor: Cursor, topic: str, offset: int, stop: int | None) -> Run:
         """Read as much as there is credit for. What is left of the run is what is sent, and takes its bytes of the credit."""
         room = await self._credit.take(self._response_bytes)
         used = 0
         try:
+            self._caller().check_read(topic)  # the token may have been taken back while there was nothing to push
             run = await cursor.read(offset, max_bytes=room)
             if stop is not None and run.next_offset > stop:
                 run = _before(run, stop)

@@ -53,21 +53,22 @@ class Calls(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        coders: dict[str, Any] = {
-            "request_deserializer": wire.DESERIALIZERS.get(method, handler.request_deserializer),
-            "response_serializer": wire.serialized,
-        }
+        # A request that cannot be read is an error like any other; gRPC would tell of it in words of its own.
+        read = wire.DESERIALIZERS.get(method, handler.request_deserializer)
+        assert read is not None
+        write = {"response_serializer": wire.serialized}
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **coders)
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary, read), **write)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **coders)
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream, read), **write)
         assert handler.stream_stream is not None  # no method here takes a stream and answers once
-        return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), **coders)
+        return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), request_deserializer=read, **write)
 
-    def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        async def answer(request: object, context: Context) -> object:
+    def _unary(self, method: str, behaviour: Callable[..., Any], read: Callable[[bytes], Any]) -> Callable[..., Any]:
+        async def answer(data: bytes, context: Context) -> object:
             began = time.perf_counter()
             async with self._call(method, context):
+                request = read(data)
                 try:
                     async with asyncio.timeout(self._unary_timeout_s):
                         response = await behaviour(request, context)
@@ -78,11 +79,13 @@ class Calls(grpc.aio.ServerInterceptor):
 
         return answer
 
-    def _stream(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    def _stream(self, method: str, behaviour: Callable[..., Any], read: Callable[[bytes], Any] | None = None) -> Callable[..., Any]:
         is_generator = inspect.isasyncgenfunction(behaviour)
 
-        async def answer(requests: object, context: Context) -> None:
+        async def answer(requests: Any, context: Context) -> None:
             async with self._call(method, context):
+                if read is not None:  # a single one
+                    requests = read(requests)
                 if is_generator:
                     async for response in behaviour(requests, context):
                         await context.write(response)

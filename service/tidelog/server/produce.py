@@ -2,8 +2,8 @@
 
 No task and no lock per append: the broker's future calls back, the answer joins those that wait for the one writer, and
 whatever has gathered while a message was being written goes out in the next one. When too much is unanswered, the
-stream is not read, and HTTP/2 flow control pushes back on the client (I10). What the broker has taken goes on when
-the client goes away (I5).
+stream is not read, and HTTP/2 flow control pushes back on the client (I10); so it is when a client does not take its
+answers. What the broker has taken goes on when the client goes away (I5).
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from functools import partial
 
 import grpc
 
-from tidelog.broker.requests import Appended
+from tidelog.broker.requests import Appended, AppendRequest
 from tidelog.config import Settings
-from tidelog.errors import TidelogError, UnknownTopic
+from tidelog.errors import TidelogError, UnknownPartition, UnknownTopic
 from tidelog.proto.v1 import log_pb2
 from tidelog.records.batch import Buffer
 from tidelog.server import wire
-from tidelog.server.callers import Caller
+from tidelog.server.callers import Standing
 from tidelog.server.outgoing import Outgoing
 from tidelog.server.ports import LogBroker
 from tidelog.server.streams import leaving, next_message
@@ -32,9 +32,9 @@ ProduceContext = grpc.aio.ServicerContext[list[tuple[log_pb2.ProduceAppend, Buff
 class ProduceStream:
     """Serves one stream."""
 
-    def __init__(self, broker: LogBroker, settings: Settings, caller: Caller, context: ProduceContext) -> None:
+    def __init__(self, broker: LogBroker, settings: Settings, standing: Standing, context: ProduceContext) -> None:
         self._broker = broker
-        self._caller = caller
+        self._caller = standing
         self._context = context
         self._most_appends = settings.max_stream_appends
         self._most_bytes = settings.max_stream_append_bytes
@@ -52,6 +52,7 @@ class ProduceStream:
         try:
             while answers := await self._answers.take(_MOST_RESULTS):
                 await self._context.write(wire.produce_response(answers))
+                self._room.set()
             if self._draining:
                 raise leaving()
             await self._reader
@@ -69,26 +70,27 @@ class ProduceStream:
         try:
             while (message := await next_message(self._context)) is not None:
                 for append, batches in message:
+                    while self._is_full():
+                        self._room.clear()
+                        await self._room.wait()
                     await self._take(append, batches)
-                while self._unanswered >= self._most_appends or self._unanswered_bytes >= self._most_bytes:
-                    self._room.clear()
-                    await self._room.wait()
         finally:
             self._reader_is_done = True
             if not self._unanswered:
                 self._answers.close()
 
+    def _is_full(self) -> bool:
+        return self._unanswered + len(self._answers) >= self._most_appends or self._unanswered_bytes >= self._most_bytes
+
     async def _take(self, append: log_pb2.ProduceAppend, batches: Buffer) -> None:
         request_id = append.request_id
         try:
-            self._caller.check_write(append.topic)
+            self._caller().check_write(append.topic)
             request = wire.append_request(append, batches)
             try:
                 future = self._broker.append(request)
-            except UnknownTopic:
-                # Waiting here holds back what follows on this stream, and so keeps its order.
-                await self._broker.ensure_topic(request.topic)
-                future = self._broker.append(request)
+            except (UnknownTopic, UnknownPartition):
+                future = await found_out(self._broker, request)  # which holds back what follows on this stream, and so keeps its order
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one append is that append's answer
             self._answers.put((request_id, self._failure(error)))
             return
@@ -111,3 +113,9 @@ class ProduceStream:
         if not isinstance(error, TidelogError):
             _log.error("append_failed_unexpectedly", exc_info=error)
         return wire.known(error)
+
+
+async def found_out(broker: LogBroker, request: AppendRequest) -> "asyncio.Future[Appended]":
+    """Append to a topic or partition that the broker does not know yet: it asks SQL, or makes the topic where that is done."""
+    await broker.ensure_topic(request.topic)
+    return broker.append(request)

@@ -10,9 +10,9 @@ import grpc
 from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import InvalidSettings, Unauthenticated
-from tidelog.server.callers import ANYONE, Caller
+from tidelog.server.callers import ANYONE, Caller, Standing
 from tidelog.server.reloading import Reloaded
-from tidelog.server.tokens import find_caller, load_tokens
+from tidelog.server.tokens import digest, load_tokens
 from tidelog.telemetry import get_logger
 
 PEER_TOKEN = "tidelog-peer-token"  # noqa: S105 - the name of a metadata key
@@ -32,7 +32,10 @@ def is_loopback(address: str) -> bool:
 
 
 def check_listener(settings: Settings) -> None:
-    """Refuse a listener that lets strangers in, unless told to; then say so. Raises InvalidSettings."""
+    """Refuse a listener that lets strangers in, unless told to; then say so, at a level that is always printed.
+
+    Raises InvalidSettings.
+    """
     if is_loopback(settings.listen):
         return
     missing = []
@@ -48,7 +51,7 @@ def check_listener(settings: Settings) -> None:
             f"{settings.listen} is to be listened on, beyond loopback, but without {lacking};"
             " set them, listen on 127.0.0.1, or allow it with insecure (--insecure)"
         )
-    _log.warning("insecure_listener", listen=settings.listen, without=lacking, advice="whoever reaches this port can read and write")
+    _log.error("insecure_listener", listen=settings.listen, without=lacking, advice="whoever reaches this port can read and write")
 
 
 class Gate:
@@ -56,33 +59,52 @@ class Gate:
 
     def __init__(self, settings: Settings, *, clock: Clock) -> None:
         self._peer_token = settings.peer_token.encode()
-        self._certificates = bool(settings.tls_client_ca_file)
-        self._open_to_peers = is_loopback(settings.listen) or settings.insecure
+        # Where clients have tokens, neither their certificates nor being on this machine may open what their scopes do not.
+        trusted = bool(settings.tls_client_ca_file) or is_loopback(settings.listen) or settings.insecure
+        self._open_to_peers = trusted and not settings.tokens_file
         file = Path(settings.tokens_file)
         self._tokens = Reloaded([file], lambda: load_tokens(file), clock=clock) if settings.tokens_file else None
 
-    def admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
-        """Return who calls. Raises Unauthenticated."""
+    def admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Standing:
+        """Return what says who calls. Raises Unauthenticated."""
         if method.startswith(_HEALTH_SERVICE):
-            return _PEER  # probes carry no token; a caller without any right
+            return _peer  # probes carry no token; a caller without any right
         metadata = dict(context.invocation_metadata() or ())
         if method.startswith(PEERS_SERVICE):
             self._check_peer(metadata.get(PEER_TOKEN, ""))
-            return _PEER
-        if self._tokens is None:
-            return ANYONE
+            return _peer
+        tokens = self._tokens
+        if tokens is None:
+            return _anyone
         scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("the call came without a token; send the metadata 'authorization: Bearer TOKEN'")
-        caller = find_caller(self._tokens.current(), token.strip())
-        if caller is None:
-            raise Unauthenticated("the call came with a token that is not known here; ask for a new one")
-        return caller
+        shown = digest(token.strip())  # what is compared are hashes, whose timing says nothing of the token
+
+        def standing() -> Caller:
+            known = tokens.current().get(shown)
+            if known is None:
+                raise Unauthenticated("the call came with a token that is not known here; ask for a new one")
+            return known
+
+        standing()
+        return standing
 
     def _check_peer(self, token: str | bytes) -> None:
         if self._peer_token:
             said = token.encode() if isinstance(token, str) else token
             if not hmac.compare_digest(said, self._peer_token):
                 raise Unauthenticated("a broker called with another peer_token; set the same secret on all brokers")
-        elif not (self._certificates or self._open_to_peers):
-            raise Unauthenticated("a broker called, but neither peer_token nor mTLS is set here; set one of them on all brokers")
+        elif not self._open_to_peers:
+            raise Unauthenticated(
+                "a broker called, but peer_token is not set here; set the same secret on all brokers (mTLS alone does where clients have"
+                " no tokens)"
+            )
+
+
+def _peer() -> Caller:
+    return _PEER
+
+
+def _anyone() -> Caller:
+    return ANYONE

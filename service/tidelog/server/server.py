@@ -37,7 +37,7 @@ class Server:
         self._clock = clock
         self._executor = executor
         self._registry = registry
-        self._streams = OpenStreams()
+        self._streams = OpenStreams(most=settings.max_streams)
         self._grpc: grpc.aio.Server | None = None
         self._health = HealthListener(broker, registry)
         self.address = ""
@@ -93,8 +93,9 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", -1),  # what is sent is bounded where it is made
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
-        ("grpc.keepalive_time_ms", 30_000),  # finds clients that vanished without a word
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", settings.keepalive_ms),  # finds clients that vanished without a word
+        ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ms),
+        ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),  # brokers and clients look after their links, too
         ("grpc.http2.max_ping_strikes", 0),

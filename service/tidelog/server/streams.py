@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 import grpc
 
-from tidelog.errors import Draining
+from tidelog.errors import Draining, Throttled
 
 T = TypeVar("T")
 
@@ -23,17 +23,23 @@ def leaving() -> Draining:
 
 
 class OpenStreams:
-    """Every long-lived stream of this server, each with what ends it."""
+    """Every long-lived stream of this server, each with what ends it; so many and no more (I10)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int) -> None:
+        self._most = most
         self._ends: dict[object, Callable[[], None]] = {}
         self._ending = False
 
     @contextmanager
     def opened(self, end: Callable[[], None]) -> Iterator[None]:
-        """Have `end` called, while the context is open, when the broker leaves. Raises Draining when it is leaving already."""
+        """Have `end` called, while the context is open, when the broker leaves.
+
+        Raises Draining when it is leaving already, Throttled when too many are open.
+        """
         if self._ending:
             raise leaving()
+        if len(self._ends) >= self._most:
+            raise Throttled(f"{self._most} streams (max_streams) are open here; close some, or open this one on another broker")
         key = object()
         self._ends[key] = end
         try:

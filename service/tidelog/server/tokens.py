@@ -61,16 +61,16 @@ def load_tokens(file: Path) -> Tokens:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}" for found in error.errors())
         raise InvalidSettings(f"{file} does not list tokens as docs/operations.md says: {problems}") from None
-    found = {_digest(token): Caller(token.name, tuple(token.read), tuple(token.write), tuple(token.admin)) for token in read.tokens}
+    found = {_digest_of(token): Caller(token.name, tuple(token.read), tuple(token.write), tuple(token.admin)) for token in read.tokens}
     if len(found) < len(read.tokens):
         raise InvalidSettings(f"{file} lists the same token twice; give each caller one of its own")
     return found
 
 
-def find_caller(tokens: Tokens, token: str) -> Caller | None:
-    """Return whose token this is. What is compared are hashes, whose timing says nothing of the token."""
-    return tokens.get(hashlib.sha256(token.encode()).digest())
+def digest(token: str) -> bytes:
+    """Return what callers are found by."""
+    return hashlib.sha256(token.encode()).digest()
 
 
-def _digest(token: _Token) -> bytes:
-    return bytes.fromhex(token.sha256) if token.sha256 else hashlib.sha256(token.token.encode()).digest()
+def _digest_of(token: _Token) -> bytes:
+    return bytes.fromhex(token.sha256) if token.sha256 else digest(token.token)

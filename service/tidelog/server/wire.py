@@ -16,7 +16,7 @@ from google.rpc.status_pb2 import Status
 from tidelog import framing
 from tidelog.broker import requests
 from tidelog.broker.requests import Appended, AtTime, Bound, Position, Run
-from tidelog.config import INTAKE_COPIES
+from tidelog.config import INTAKE_COPIES, Settings
 from tidelog.errors import CorruptBatch, CorruptSegment, InvalidRequest, OffsetOutOfRange, TidelogError
 from tidelog.metadata.membership import Broker, Membership
 from tidelog.metadata.topics import PartitionState, Topic, TopicConfig
@@ -221,9 +221,20 @@ def end_response(subscription_id: int, next_offset: int, error: TidelogError | N
 # ---- topics and brokers
 
 
+def check_count(what: str, count: int, settings: Settings) -> None:
+    """Raise InvalidRequest where a call asks for too much at once (I10)."""
+    if count > settings.max_queries_per_call:
+        raise InvalidRequest(
+            f"{count} {what} were asked for at once, but max_queries_per_call is {settings.max_queries_per_call}; ask more often"
+        )
+
+
 def topic_config(message: admin_pb2.TopicConfig, *, defaults: TopicConfig) -> TopicConfig:
-    """Return a topic's settings, with `defaults` where the message says nothing."""
+    """Return a topic's settings, with `defaults` where the message says nothing. Raises InvalidRequest."""
     said = {name: getattr(message, name) for name in ("retention_ms", "retention_bytes", "compact") if message.HasField(name)}
+    for name, number in said.items():
+        if number < -1:
+            raise InvalidRequest(f"{name} was to be {number}; give a number from 0, or -1 for no limit")
     return replace(defaults, **said)
 
 
@@ -248,8 +259,10 @@ def topic_description(topic: Topic, partitions: Sequence[PartitionState], leader
     )
 
 
-def metadata_topic(topic: Topic) -> log_pb2.GetMetadataResponse.Topic:
-    """Return a topic as producers and consumers need it."""
+def metadata_topic(name: str, topic: Topic | TidelogError) -> log_pb2.GetMetadataResponse.Topic:
+    """Return a topic as producers and consumers need it, or why there is none."""
+    if isinstance(topic, TidelogError):
+        return log_pb2.GetMetadataResponse.Topic(name=name, error=error_message(topic))
     return log_pb2.GetMetadataResponse.Topic(name=topic.name, topic_id=bytes.fromhex(topic.topic_id), partitions=topic.partitions)
 
 
