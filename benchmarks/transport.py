@@ -15,11 +15,11 @@ from typing import Any
 
 import grpc
 import structlog
-from prometheus_client import CollectorRegistry
 from tidelog.broker.requests import Appended, AppendRequest, Position, Run
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
 from tidelog.executors import InlineExecutor
+from tidelog.metrics import Metrics
 from tidelog.proto.v1 import log_pb2
 from tidelog.server.server import Server
 
@@ -84,7 +84,7 @@ class _Bare(grpc.GenericRpcHandler):
 async def _serve() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # stdout carries the addresses
     settings = Settings(listen="127.0.0.1:0", metrics_listen="", max_credit_bytes=1 << 30)
-    server = Server(_IdleBroker(), settings, clock=SystemClock(), executor=InlineExecutor(), registry=CollectorRegistry())
+    server = Server(_IdleBroker(), settings, clock=SystemClock(), executor=InlineExecutor(), metrics=Metrics())
     await server.start()
     bare = grpc.aio.server(options=_OPTIONS)
     bare.add_generic_rpc_handlers((_Bare(),))

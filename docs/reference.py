@@ -45,7 +45,7 @@ def _metrics() -> Iterator[str]:
     yield "Made from the code by `make docs`."
     yield ""
     yield "Answered at `/metrics` (`metrics_listen`) in Prometheus' format, with the process's own as `tidelog_process_*`. All series exist"
-    yield "from the start, but for metadata verbs, which appear with their first use."
+    yield "from the start, but for metadata verbs and gRPC methods, which appear with their first use. No label takes values from outside."
     yield ""
     yield "| metric | type | labels | |"
     yield "|---|---|---|---|"

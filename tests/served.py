@@ -14,6 +14,7 @@ from tidelog.clock import SystemClock
 from tidelog.config import Settings
 from tidelog.executors import ThreadExecutor
 from tidelog.metadata.topics import TopicConfig
+from tidelog.metrics import Metrics
 from tidelog.proto.v1 import admin_pb2_grpc, log_pb2_grpc
 from tidelog.records.codec import Record, encode
 from tidelog.server.server import Server
@@ -52,7 +53,7 @@ async def serving(
     chosen = Settings.model_validate({"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "drain_timeout_ms": 2000} | settings)
     registry = CollectorRegistry()
     executor = ThreadExecutor("served", threads=1)
-    server = Server(broker, chosen, clock=SystemClock(), executor=executor, registry=registry)
+    server = Server(broker, chosen, clock=SystemClock(), executor=executor, metrics=Metrics(registry))
     await server.start()
     try:
         if credentials is None:

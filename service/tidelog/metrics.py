@@ -6,13 +6,13 @@ in the list is a KeyError and never a new series. All series exist from the star
 """
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
@@ -27,8 +27,6 @@ UploadOutcome = Literal["done", "given_up"]
 AnswerKind = Literal["decided", "not_now"]
 CommitOutcome = Literal["committed", "not_leader", "refused", "not_done", "unknown"]
 """Of one partition in a commit; `not_done` and `unknown`: the transaction's."""
-ReadSource = Literal["memory", "bucket"]
-CacheResult = Literal["hit", "miss"]
 RenewalOutcome = Literal["done", "failed", "fenced"]
 StoreOperation = Literal["put", "get", "head", "list", "delete"]
 StoreOutcome = Literal["done", "not_found", "exists", "unavailable", "unknown", "unusable"]
@@ -82,8 +80,10 @@ class Metrics:
 
         # ---- produce
         results = get_args(AppendResult)
-        self.appends = self._counters("appends", "Appends answered.", "result", results)
-        self.append_records = self._counters("append_records", "Records of the appends answered.", "result", results)
+        self.appends = self._counters("appends", "Appends answered, those refused at once included.", "result", results)
+        self.append_records = self._counters(
+            "append_records", "Records of the appends answered; not of those refused at once.", "result", results
+        )
         self.append_bytes = self._counters("append_bytes", "Bytes of the appends answered, as they travelled.", "result", results)
         self.append_seconds = self._histograms(
             "append_seconds",
@@ -115,18 +115,12 @@ class Metrics:
         )
 
         # ---- consume
-        sources = get_args(ReadSource)
-        self.responses = self._counters(
-            "consume_responses", "Runs of batches given to readers, by where they came from.", "source", sources
-        )
-        self.response_bytes = self._counters("consume_bytes", "Bytes given to readers, by where they came from.", "source", sources)
-        self.cold_read_seconds = self._histogram("cold_read_seconds", "How long reads of the bucket took, queueing included.", _SECONDS)
-        self.cold_reads_in_flight = self._gauge("cold_reads_in_flight", "Reads of the bucket going on now.")
-        self.cache_lookups = self._counters("cache_lookups", "Looks into the cache.", "result", get_args(CacheResult))
-        self.cache_bytes = self._gauge("cache_bytes", "Bytes in the cache now.")
-        self.consume_streams = self._gauge("consume_streams", "Consume streams open now.")
+        self.described += [description for description, _ in _READING]
+        self._reading: list[Callable[[], Mapping[str, float]]] = []
+        self.registry.register(_Reading(self._reading))
         self.subscriptions = self._gauge("consume_subscriptions", "Partitions followed by open Consume streams.")
         self.credit_bytes = self._gauge("consume_credit_bytes", "Credit that open Consume streams hold and have not used.")
+        self.unsent_bytes = self._gauge("consume_unsent_bytes", "Bytes that were read for open Consume streams and are not sent yet.")
 
         # ---- membership and leadership
         self.broker_epoch = self._gauge("broker_epoch", "This broker's epoch; 0 while it has none.")
@@ -167,6 +161,11 @@ class Metrics:
         self.described += _request_descriptions()
         self.registry.register(_Requests(self._stores))
 
+        # ---- calls: methods are known when they are first called; those that do not exist are not counted
+        self.grpc_calls = self._declare(Counter, "grpc_calls", "Calls that have ended, by gRPC status.", {"method": (), "code": ()})
+        self.grpc_call_seconds = self._declare(Histogram, "grpc_call_seconds", "How long unary calls took.", {"method": ()}, _SECONDS)
+        self.grpc_open_calls = self._declare(Gauge, "grpc_open_calls", "Calls that are being answered now.", {"method": ()})
+
         # ---- process
         self.event_loop_lag_seconds = self._histogram("event_loop_lag_seconds", "How late the event loop woke a timer.", _SECONDS)
         build = self._declare(Gauge, "build_info", "Always 1; the labels say what runs.", {"version": (), "python": ()})
@@ -176,6 +175,10 @@ class Metrics:
     def count_requests_of(self, store: RequestCounts) -> None:
         """Show the requests that a store really sends."""
         self._stores.append(store)
+
+    def count_reading_of(self, counts: Callable[[], Mapping[str, float]]) -> None:
+        """Show what a reader counts itself, by the names of `_READING`."""
+        self._reading.append(counts)
 
     def transaction(self, verb: str) -> tuple[Mapping[str, Counter], Histogram]:
         """Return the counters of a metadata verb by outcome, and the histogram of its seconds."""
@@ -209,6 +212,86 @@ class Metrics:
         full = f"tidelog_{name}_total" if kind is Counter else f"tidelog_{name}"
         self.described.append(MetricDescription(full, kind.__name__.lower(), sentence, labels))
         return kind(full, sentence, tuple(labels), registry=self.registry, **more)
+
+
+_READING: tuple[tuple[MetricDescription, tuple[str, ...]], ...] = (
+    (
+        MetricDescription(
+            "tidelog_reads_total", "counter", "Reads of a partition, by where its batches were.", {"source": ("memory", "bucket")}
+        ),
+        ("memory_hits", "memory_misses"),
+    ),
+    (
+        MetricDescription(
+            "tidelog_consume_bytes_total", "counter", "Bytes given to readers, by where they were.", {"source": ("memory", "bucket")}
+        ),
+        ("memory_bytes", "bucket_bytes"),
+    ),
+    (
+        MetricDescription(
+            "tidelog_bucket_read_seconds_total",
+            "counter",
+            "How long reads of batches from the bucket took together, queueing included.",
+            {},
+        ),
+        ("bucket_seconds",),
+    ),
+    (
+        MetricDescription("tidelog_bucket_reads_in_flight", "gauge", "Ranged GETs going on now.", {"of": ("past", "tail")}),
+        ("cold_reads", "tail_reads"),
+    ),
+    (
+        MetricDescription(
+            "tidelog_block_lookups_total", "counter", "Looks for a block of a segment in memory.", {"result": ("hit", "miss")}
+        ),
+        ("block_hits", "block_misses"),
+    ),
+    (MetricDescription("tidelog_blocks_ahead_total", "counter", "Blocks fetched before they were asked for.", {}), ("blocks_ahead",)),
+    (MetricDescription("tidelog_fetched_bytes_total", "counter", "Bytes of blocks fetched from the bucket.", {}), ("bytes_fetched",)),
+    (
+        MetricDescription("tidelog_cache_bytes", "gauge", "Memory held for readers now.", {"cache": ("records", "blocks")}),
+        ("record_cache_bytes", "block_cache_bytes"),
+    ),
+    (MetricDescription("tidelog_extent_lookups_total", "counter", "Statements that asked SQL where offsets are.", {}), ("look_ups",)),
+    (
+        MetricDescription("tidelog_follower_polls_total", "counter", "Polls in the place of a leader's feed, failed ones included.", {}),
+        ("polls",),
+    ),
+    (MetricDescription("tidelog_failed_polls_total", "counter", "Those that failed.", {}), ("failed_polls",)),
+    (
+        MetricDescription("tidelog_feeds_total", "counter", "Feeds from leaders on other brokers.", {"event": ("opened", "broken")}),
+        ("feeds_opened", "feeds_broken"),
+    ),
+    (
+        MetricDescription("tidelog_news_gaps_total", "counter", "Times that a feed's news did not follow on what was known.", {}),
+        ("news_gaps",),
+    ),
+    (
+        MetricDescription(
+            "tidelog_missing_objects_total", "counter", "Objects that were gone when they were read: merged or expired meanwhile.", {}
+        ),
+        ("missing_objects",),
+    ),
+    (MetricDescription("tidelog_corrupt_reads_total", "counter", "Reads from the bucket whose bytes were wrong.", {}), ("corrupt_reads",)),
+)
+"""What a reader counts, each with the names of its counts, one for each value of its label."""
+
+
+class _Reading(Collector):
+    """Shows what readers count themselves."""
+
+    def __init__(self, readers: Iterable[Callable[[], Mapping[str, float]]]) -> None:
+        self._readers = readers
+
+    def collect(self) -> Iterator[Metric]:
+        counts = [reader() for reader in self._readers]
+        for description, names in _READING:
+            kind = CounterMetricFamily if description.kind == "counter" else GaugeMetricFamily
+            family = kind(description.name, description.sentence, labels=tuple(description.labels))
+            values = next(iter(description.labels.values()), ())
+            for place, name in enumerate(names):
+                family.add_metric(values[place : place + 1], sum(each[name] for each in counts))
+            yield family
 
 
 class _Requests(Collector):

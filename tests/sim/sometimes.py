@@ -46,7 +46,7 @@ def reached(world: World) -> Counter[str]:
                 if sample.name in _METRICS:
                     counts[f"{sample.name} {''.join(sample.labels.values())}".strip()] += int(sample.value)
         for name, count in process.broker.reader.stats.as_dict().items():
-            counts[f"read: {name}"] += count
+            counts[f"read: {name}"] += int(count)
     counts["process restarted"] += len(world.lives) - len(world.brokers)
     return +counts
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from prometheus_client import generate_latest
+from tidelog.broker.cache import ReadStats
 from tidelog.clock import SystemClock
 from tidelog.errors import Fenced, MetadataUnavailable, ObjectExists, ObjectNotFound, StoreUnavailable
 from tidelog.executors import InlineExecutor
@@ -30,13 +31,46 @@ def series(metrics: Metrics) -> Iterator[str]:
             yield re.split(r"[{ ]", line)[0]
 
 
-def test_an_idle_broker_shows_every_metric_but_verbs() -> None:
+def test_an_idle_broker_shows_every_metric_but_those_of_verbs_and_calls() -> None:
     metrics = Metrics()
-    shown = set(series(metrics))
-    assert {d.name for d in metrics.described if d.kind in ("counter", "gauge")} - shown == {"tidelog_metadata_transactions_total"}
-    assert {d.name for d in metrics.described if d.kind == "histogram"} - {name.removesuffix("_bucket") for name in shown} == {
-        "tidelog_metadata_transaction_seconds"
+    shown = {name.removesuffix("_bucket") for name in series(metrics)}
+    assert {description.name for description in metrics.described} - shown == {
+        "tidelog_metadata_transactions_total",
+        "tidelog_metadata_transaction_seconds",
+        "tidelog_grpc_calls_total",
+        "tidelog_grpc_call_seconds",
+        "tidelog_grpc_open_calls",
     }
+
+
+def test_what_a_scrape_shows_is_described_and_no_label_has_values_without_end() -> None:
+    """Labels whose values are not listed are those that the code alone can add to: verbs, methods, what runs."""
+    metrics = Metrics()
+    described = {description.name: description for description in metrics.described}
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        if not name.startswith("tidelog_process_"):
+            assert name in described
+            assert described[name].kind == family.type
+            for sample in family.samples:
+                assert set(sample.labels) - {"le"} == set(described[name].labels)
+    unlisted = {label for description in metrics.described for label, values in description.labels.items() if not values}
+    assert unlisted == {"verb", "method", "code", "version", "python"}
+
+
+def test_what_readers_count_is_shown_for_all_of_them_together() -> None:
+    metrics = Metrics()
+    for hits in (2, 3):
+        stats = ReadStats(memory_hits=hits)
+        metrics.count_reading_of(
+            lambda stats=stats: (
+                stats.as_dict()  # type: ignore[misc]
+                | {"record_cache_bytes": 1, "block_cache_bytes": 0, "cold_reads": 0, "tail_reads": 0}
+            )
+        )
+    assert value(metrics, "tidelog_reads_total", source="memory") == 5
+    assert value(metrics, "tidelog_reads_total", source="bucket") == 0
+    assert value(metrics, "tidelog_cache_bytes", cache="records") == 2
 
 
 def test_names_begin_with_the_project_and_have_their_unit_last() -> None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from tidelog.broker.cache import ReadStats
 from tidelog.broker.catalog import Catalog
 from tidelog.broker.feed import Feed, FeedHub, HubSession, NewsReceiver
-from tidelog.broker.intake import Budget
+from tidelog.broker.intake import Budget, append_result
 from tidelog.broker.ledger import LedgerSession
 from tidelog.broker.life import Life
 from tidelog.broker.lookups import Lookups
@@ -32,6 +32,7 @@ from tidelog.errors import (
     NotReady,
     OffsetOutOfRange,
     OutcomeUnknown,
+    TidelogError,
     TimeTravel,
     TopicExists,
     UnknownTopic,
@@ -233,9 +234,15 @@ class Broker:
         ref = self.catalog.partition(request.topic, request.partition)
         if ref is None:
             raise self.catalog.unknown(request.topic, request.partition)
-        if self._clock.monotonic() >= self._refuse_from:
-            raise Draining("this broker was asked to drain; the append was not done: send it to another broker")
-        return self._living().intake.append(ref, request)
+        try:
+            if self._clock.monotonic() >= self._refuse_from:
+                raise Draining("this broker was asked to drain; the append was not done: send it to another broker")
+            return self._living().intake.append(ref, request)
+        except TidelogError as error:
+            result = append_result(error)
+            self._metrics.appends[result].inc()
+            self._metrics.append_bytes[result].inc(len(request.batches))
+            raise
 
     async def ensure_topic(self, topic: str) -> Topic:
         """Return a topic that `append` does not know yet; make it where topics are made on first use. Raises UnknownTopic."""

@@ -30,6 +30,11 @@ class ReadStats:
 
     memory_hits: int = 0
     memory_misses: int = 0
+    memory_bytes: int = 0
+    bucket_bytes: int = 0
+    """Given to readers, from memory and from the bucket."""
+    bucket_seconds: float = 0.0
+    """That reads of the bucket took, queueing included."""
     block_hits: int = 0
     block_misses: int = 0
     blocks_ahead: int = 0
@@ -44,7 +49,7 @@ class ReadStats:
     missing_objects: int = 0
     corrupt_reads: int = 0
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, float]:
         """Return the counts by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 

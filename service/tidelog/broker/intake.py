@@ -26,6 +26,7 @@ from tidelog.errors import (
     ProducerFenced,
     RecordTooLarge,
     Throttled,
+    TidelogError,
     TimedOut,
     UnknownProducer,
 )
@@ -47,7 +48,7 @@ _REFUSALS: dict[str, type[BrokerError]] = {
 }
 
 
-_RESULTS: dict[type[BrokerError], AppendResult] = {
+_RESULTS: dict[type[TidelogError], AppendResult] = {
     Throttled: "throttled",
     NotReady: "not_ready",
     Draining: "not_ready",
@@ -453,7 +454,7 @@ class Intake:
         if not append.result.done():
             append.result.set_exception(error)
             append.result.exception()  # the caller may be gone; that is no defect
-        self._count(append, _RESULTS.get(type(error), "refused"))
+        self._count(append, append_result(error))
 
     def _count(self, append: _Append, result: AppendResult) -> None:
         metrics = self._metrics
@@ -557,3 +558,8 @@ def _unstamped(batches: Buffer, headers: Sequence[BatchHeader]) -> Buffer:
     copy = bytearray(batches)
     unstamp(copy, headers)
     return copy
+
+
+def append_result(error: TidelogError) -> AppendResult:
+    """Return under which result an append that ended so is counted."""
+    return _RESULTS.get(type(error), "refused")

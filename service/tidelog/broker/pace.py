@@ -36,6 +36,11 @@ class Slots:
         self._grant()
 
     @property
+    def taken(self) -> int:
+        """How many are held now."""
+        return self._taken
+
+    @property
     def free(self) -> int:
         """How many could be taken now without waiting."""
         return 0 if self._waiting else max(0, self._allowed - self._taken)

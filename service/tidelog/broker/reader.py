@@ -75,22 +75,20 @@ class Reader:
         self.stats = stats
         self.feed = feed
         self.lookups = lookups
-        self.cold = Slots(settings.max_cold_reads)
+        self.cold, self.tail = Slots(settings.max_cold_reads), Slots(settings.max_tail_reads)
         self.least_read_bytes = min(_LEAST_READ_BYTES, settings.cache_bytes // 16)
         self.ahead = _Ahead()
-        self.segments = _Segments(
-            objects, self.blocks, cold=self.cold, tail=Slots(settings.max_tail_reads), executor=executor, settings=settings
-        )
+        self.segments = _Segments(objects, self.blocks, cold=self.cold, tail=self.tail, executor=executor, settings=settings)
         self._metadata = metadata
         self._settings = settings
         self._limits = DecompressionLimits(max_bytes=settings.max_decompressed_bytes)
-        self._clock = clock
+        self.clock = clock
         self._executor = executor
         self._cursors = 0
         self._pacing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._pacing = asyncio.ensure_future(keep_pace(self.cold, clock=self._clock, max_lag_seconds=self._settings.max_loop_lag_ms / 1000))
+        self._pacing = asyncio.ensure_future(keep_pace(self.cold, clock=self.clock, max_lag_seconds=self._settings.max_loop_lag_ms / 1000))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -156,6 +154,11 @@ class Reader:
         next_offset = self.records.took_in(partition_id, base_offset, leader_epoch, parts, headers)
         self.feed.reached(partition_id, next_offset)
 
+    def counts(self) -> dict[str, float]:
+        """Return what reading did, and what it holds now, by name."""
+        held = {"record_cache_bytes": self.records.used_bytes, "block_cache_bytes": self.blocks.used_bytes}
+        return self.stats.as_dict() | held | {"cold_reads": self.cold.taken, "tail_reads": self.tail.taken}
+
     async def bounds_changed(self, partition_id: int) -> None:
         """Have who follows a partition here see its bounds as they are in SQL now."""
         self.feed.looked_up(await self.lookups.extents(partition_id, 0))
@@ -203,6 +206,7 @@ class PartitionCursor:
             if found is not None:
                 self._reader.stats.memory_hits += 1
                 batches, base_offset, next_offset = found
+                self._reader.stats.memory_bytes += len(batches)
                 return self._answer(batches, min(asked, base_offset), next_offset)
             extents, tail = await self._extents(offset)
             if not extents:
@@ -210,6 +214,7 @@ class PartitionCursor:
             if misses:
                 extents = extents[:1]  # which of them was not there is not known: whatever comes before it is read
             self._reader.stats.memory_misses += 1
+            began = self._reader.clock.monotonic()
             try:
                 loaded = await self._load(extents, offset, max_bytes, tail=tail, sequential=sequential)
             except ObjectNotFound as error:
@@ -222,9 +227,12 @@ class PartitionCursor:
                 self._followed.forget()
                 self._reader.ahead.drop(self._number)
                 continue
+            finally:
+                self._reader.stats.bucket_seconds += self._reader.clock.monotonic() - began
             self._reader.records.keep(self._ref.partition_id, loaded, tail=tail)
             cut = loaded.cut(offset, max_bytes=max_bytes)
             if cut is not None:
+                self._reader.stats.bucket_bytes += len(cut.batches)
                 return self._answer(cut.batches, min(asked, cut.base_offset), cut.next_offset)
             offset = loaded.next_offset  # only a gap was left of it
 

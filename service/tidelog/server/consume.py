@@ -57,7 +57,7 @@ class ConsumeStream:
         self._context = context
         self._response_bytes = settings.response_bytes
         self._most_subscriptions = settings.max_subscriptions_per_stream
-        self._credit = Credit(most=settings.max_credit_bytes, most_unsent=_UNSENT_RESPONSES * settings.response_bytes)
+        self.credit = Credit(most=settings.max_credit_bytes, most_unsent=_UNSENT_RESPONSES * settings.response_bytes)
         self._subscriptions: dict[int, _Subscription] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queue: asyncio.Queue[_Queued | None] = asyncio.Queue(_QUEUED)
@@ -81,6 +81,11 @@ class ConsumeStream:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def subscriptions(self) -> int:
+        """How many partitions are followed."""
+        return len(self._subscriptions)
+
     def end(self) -> None:
         """End the stream because the broker leaves."""
         self._finish(leaving())
@@ -93,7 +98,7 @@ class ConsumeStream:
             self._finish(error)
             return
         self._client_is_done = True
-        self._credit.close()
+        self.credit.close()
         if not self._subscriptions:
             self._finish(None)
 
@@ -101,8 +106,8 @@ class ConsumeStream:
         for subscription_id in message.drop:
             self._drop(subscription_id)
         for number, add in enumerate(message.add):
-            if number % _ADDS_AT_ONCE == 0:
-                await asyncio.sleep(0)  # whoever adds one id a million times costs no more than one task at a time
+            if number and number % _ADDS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # what one id replaces is gone before there is more of it
             self._drop(add.subscription_id)
             subscription = _Subscription(add.subscription_id)
             if len(self._subscriptions) >= self._most_subscriptions:
@@ -111,7 +116,7 @@ class ConsumeStream:
             self._subscriptions[add.subscription_id] = subscription
             subscription.task = self._start(self._follow(subscription, add))
         if message.credit_bytes:
-            self._credit.grant(message.credit_bytes)
+            self.credit.grant(message.credit_bytes)
 
     def _start(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -142,11 +147,11 @@ class ConsumeStream:
         subscription = queued.subscription
         current = self._subscriptions.get(subscription.subscription_id)
         if current is not subscription and not (current is None and subscription.task is None):
-            self._credit.give_back(queued.credit_bytes)
+            self.credit.give_back(queued.credit_bytes)
             return
         for response in queued.responses:
             await self._context.write(response)
-        self._credit.sent(queued.credit_bytes)
+        self.credit.sent(queued.credit_bytes)
         if queued.is_end and self._subscriptions.get(subscription.subscription_id) is subscription:
             del self._subscriptions[subscription.subscription_id]
             if self._client_is_done and not self._subscriptions:
@@ -196,7 +201,7 @@ class ConsumeStream:
 
     async def _read_run(self, cursor: Cursor, topic: str, offset: int, stop: int | None) -> Run:
         """Read as much as there is credit for. What is left of the run is what is sent, and takes its bytes of the credit."""
-        room = await self._credit.take(self._response_bytes)
+        room = await self.credit.take(self._response_bytes)
         used = 0
         try:
             self._caller().check_read(topic)  # the token may have been taken back while there was nothing to push
@@ -205,14 +210,14 @@ class ConsumeStream:
                 run = _before(run, stop)
             used = len(run.batches)
         finally:
-            self._credit.settle(room, used=used)
+            self.credit.settle(room, used=used)
         return run
 
     async def _put(self, queued: _Queued) -> None:
         try:
             await self._queue.put(queued)
         except asyncio.CancelledError:
-            self._credit.give_back(queued.credit_bytes)
+            self.credit.give_back(queued.credit_bytes)
             raise
 
 

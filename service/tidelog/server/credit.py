@@ -22,11 +22,21 @@ class Credit:
         self._closed = False
         self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
 
+    @property
+    def free_bytes(self) -> int:
+        """What may be taken, or is being used by reads; below zero where a response took more than there was."""
+        return self._free + self._taken
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was read and is not sent yet."""
+        return self._unsent
+
     def grant(self, size: int) -> None:
         """Add credit. Raises InvalidRequest beyond the limit: what is held for one client stays bounded (I10)."""
-        if self._free + self._taken + size > self._most:
+        if self.free_bytes + size > self._most:
             raise InvalidRequest(
-                f"{size} bytes of credit were granted on top of {self._free + self._taken},"
+                f"{size} bytes of credit were granted on top of {self.free_bytes},"
                 f" but max_credit_bytes is {self._most}; grant as you consume"
             )
         self._free += size

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tidelog.errors import OutcomeUnknown, TidelogError
+from tidelog.metrics import Metrics
 from tidelog.server import wire
 from tidelog.server.callers import called_by
 from tidelog.server.security import Gate
@@ -21,19 +21,10 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _log = get_logger(__name__)
 
 
-class CallMetrics:
-    """Figures of calls, by method; methods that do not exist are not counted, so labels stay few."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.calls = Counter("tidelog_grpc_calls", "Calls that have ended, by status.", ["method", "code"], registry=registry)
-        self.seconds = Histogram("tidelog_grpc_call_seconds", "Duration of unary calls.", ["method"], registry=registry)
-        self.open = Gauge("tidelog_grpc_open_calls", "Calls that are being answered.", ["method"], registry=registry)
-
-
 class Calls(grpc.aio.ServerInterceptor):
     """Wraps each method once; the wrapped handler serves all of its calls."""
 
-    def __init__(self, gate: Gate, metrics: CallMetrics, *, unary_timeout_ms: int) -> None:
+    def __init__(self, gate: Gate, metrics: Metrics, *, unary_timeout_ms: int) -> None:
         self._gate = gate
         self._metrics = metrics
         self._unary_timeout_s = unary_timeout_ms / 1000
@@ -74,7 +65,7 @@ class Calls(grpc.aio.ServerInterceptor):
                         response = await behaviour(request, context)
                 except TimeoutError:
                     raise OutcomeUnknown(f"{method} did not end within {self._unary_timeout_s:g} s; it may still take effect") from None
-                self._metrics.seconds.labels(method).observe(time.perf_counter() - began)
+                self._metrics.grpc_call_seconds.labels(method).observe(time.perf_counter() - began)
             return response
 
         return answer
@@ -97,7 +88,7 @@ class Calls(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
         code = grpc.StatusCode.OK
-        self._metrics.open.labels(method).inc()
+        self._metrics.grpc_open_calls.labels(method).inc()
         try:
             called_by(self._gate.admit(method, context))
             yield
@@ -114,8 +105,8 @@ class Calls(grpc.aio.ServerInterceptor):
             code = wire.status_code(shown)
             await context.abort(code, wire.text(shown), ((wire.STATUS_DETAILS, wire.status_details(shown)),))
         finally:
-            self._metrics.open.labels(method).dec()
-            self._metrics.calls.labels(method, code.name).inc()
+            self._metrics.grpc_open_calls.labels(method).dec()
+            self._metrics.grpc_calls.labels(method, code.name).inc()
             _log.debug("call_ended", method=method, code=code.name, peer=context.peer())
 
 

@@ -20,6 +20,7 @@ from tidelog.errors import (
 )
 from tidelog.executors import Executor
 from tidelog.metadata.topics import Topic
+from tidelog.metrics import Metrics
 from tidelog.proto.v1 import log_pb2, log_pb2_grpc
 from tidelog.records import codec
 from tidelog.records.batch import BatchHeader, scan
@@ -39,12 +40,18 @@ _MOST_TOKEN_CHARACTERS = 255
 class LogServicer(log_pb2_grpc.LogServicer):
     """Answers the Log service's calls from a broker."""
 
-    def __init__(self, broker: LogBroker, settings: Settings, *, streams: OpenStreams, clock: Clock, executor: Executor) -> None:
+    def __init__(
+        self, broker: LogBroker, settings: Settings, *, streams: OpenStreams, clock: Clock, executor: Executor, metrics: Metrics
+    ) -> None:
         self._broker = broker
         self._settings = settings
         self._streams = streams
         self._clock = clock
         self._executor = executor
+        self._consuming: set[ConsumeStream] = set()
+        metrics.subscriptions.set_function(lambda: sum(stream.subscriptions for stream in self._consuming))
+        metrics.credit_bytes.set_function(lambda: sum(stream.credit.free_bytes for stream in self._consuming))
+        metrics.unsent_bytes.set_function(lambda: sum(stream.credit.unsent_bytes for stream in self._consuming))
         self._turn = itertools.count()
 
     async def Produce(self, _requests: object, context: ProduceContext) -> None:  # noqa: N802 - the contract's name
@@ -57,7 +64,11 @@ class LogServicer(log_pb2_grpc.LogServicer):
         """Push what commits, as far as the client's credit allows."""
         stream = ConsumeStream(self._broker, self._settings, standing(), context)
         with self._streams.opened(stream.end):
-            await stream.run()
+            self._consuming.add(stream)
+            try:
+                await stream.run()
+            finally:
+                self._consuming.discard(stream)
 
     async def Append(self, request: log_pb2.AppendRequest, _context: object) -> log_pb2.AppendResponse:  # noqa: N802
         """Append plain records to one partition."""

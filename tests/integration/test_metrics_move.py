@@ -1,0 +1,61 @@
+"""Every metric is one that something counts: a whole service at work moves them all, but for those that need more than that."""
+
+import re
+import urllib.request
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import tidelog
+from tidelog.errors import InvalidRequest, TidelogError
+from tidelog.metrics import Metrics
+
+from tests.integration.test_server_connections import service
+
+NEED_OTHER_BROKERS = {"transfers_total", "fenced_total", "references_repeated_total", "feeds_total", "news_gaps_total"}
+NEED_WEATHER = {"failed_polls_total", "missing_objects_total", "corrupt_reads_total"}
+NEED_S3 = {"store_requests_total", "store_hedges_total", "store_retries_total"}
+NOTHING_IS_UNDER_WAY = {
+    "intake_bytes",
+    "uploads_in_flight",
+    "open_sequences",
+    "ledger_pending_references",
+    "bucket_reads_in_flight",
+    "grpc_open_calls",
+    "consume_unsent_bytes",
+    "consume_subscriptions",
+    "consume_credit_bytes",
+}
+"""When a scrape comes; other tests look at these while something is."""
+
+
+def scraped(address: str) -> dict[str, float]:
+    """Return the largest sample of each metric."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as page:
+        text = page.read().decode()
+    found: dict[str, float] = defaultdict(float)
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name = re.sub(r"_(bucket|sum|count)$", "", re.split(r"[{ ]", line)[0])
+            found[name] = max(found[name], float(line.rpartition(" ")[2]))
+    return found
+
+
+async def test_a_service_at_work_moves_every_metric(tmp_path: Path) -> None:
+    with service(tmp_path, cache_bytes="0", read_block_bytes="4096") as served:
+        async with tidelog.connect(served.address) as log:
+            await log.admin.create_topic("t", partitions=2)
+            async with log.producer(batch_bytes=8192) as producer:
+                await producer.send_many("t", [b"%d" % number + bytes(200) for number in range(5000)])
+                with pytest.raises(TidelogError):
+                    await producer.send("t", b"v", timestamp_ms=1 << 61)
+            for _ in range(2):
+                assert len([record async for record in log.consume("t", follow=False)]) == 5000
+            with pytest.raises(InvalidRequest):
+                await log.admin.create_topic("not a name")
+        found = scraped(served.metrics_address)
+    described = {description.name.removeprefix("tidelog_") for description in Metrics().described}
+    still = {name for name in described if not found[f"tidelog_{name}"]}
+    expected = NEED_OTHER_BROKERS | NEED_WEATHER | NEED_S3 | NOTHING_IS_UNDER_WAY
+    assert still - expected == set(), "nothing counts these"
+    assert expected <= described
