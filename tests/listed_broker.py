@@ -140,6 +140,7 @@ class ListedBroker:
         self.opened = asyncio.Event()
         self.nudged = asyncio.Event()
         self.requests: list[AppendRequest] = []
+        self.asked = 0
         self.tokens: dict[tuple[str, int], str | None] = {}
 
     def partition(self, topic: str, partition: int) -> ListedPartition:
@@ -151,6 +152,7 @@ class ListedBroker:
 
     # ---- produce
     def append(self, request: AppendRequest) -> "asyncio.Future[Appended]":
+        self.asked += 1
         if self.fails is not None:
             raise self.fails
         self.partition(request.topic, request.partition)

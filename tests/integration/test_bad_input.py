@@ -85,7 +85,8 @@ async def test_more_partitions_than_a_topic_may_have_are_refused(stubs: Stubs, p
 @pytest.mark.parametrize("number", [-2, -(1 << 63)])
 @pytest.mark.parametrize("setting", ["retention_ms", "retention_bytes"])
 async def test_a_retention_below_minus_one_means_nothing(stubs: Stubs, setting: str, number: int) -> None:
-    config = admin.TopicConfig(**{setting: number})
+    config = admin.TopicConfig()
+    setattr(config, setting, number)
     assert (await refused(stubs.admin.CreateTopic(admin.CreateTopicRequest(name="r", config=config))))[1] == "INVALID_REQUEST"
     assert (await refused(stubs.admin.AlterTopic(admin.AlterTopicRequest(name="t", config=config))))[1] == "INVALID_REQUEST"
 

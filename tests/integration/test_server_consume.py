@@ -291,19 +291,6 @@ async def test_a_consumer_that_leaves_leaves_no_task_behind(served: Served) -> N
         await asyncio.sleep(0.005)
 
 
-async def test_hundreds_of_idle_connections_are_served() -> None:
-    async with serving() as served:
-        channels = [grpc.aio.insecure_channel(served.server.address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(300)]
-        try:
-            for channel in channels:
-                await channel.channel_ready()
-            done = await served.log.InitProducer(log_pb2.InitProducerRequest())
-            assert done.producer_id == 42
-        finally:
-            for channel in channels:
-                await channel.close()
-
-
 # ---- Read, ListOffsets
 
 

@@ -133,6 +133,51 @@ async def test_at_its_limit_the_stream_is_not_read(limit: dict[str, Any]) -> Non
         call.cancel()
 
 
+@pytest.mark.parametrize("topic", ["t", "none"])
+async def test_a_client_that_does_not_take_its_answers_is_not_read_any_more(topic: str) -> None:
+    """Answers wait in memory, refusals too, so what makes them has to stop (I10)."""
+    async with serving(max_stream_appends=1000, options=[("grpc.http2.bdp_probe", 0)]) as served:
+        call = served.log.Produce()
+        one = log_pb2.ProduceAppend(topic=topic, batches=batch(b"v"))
+        message = log_pb2.ProduceRequest(appends=[one] * 1000)
+
+        async def write_for_ever() -> None:
+            while True:
+                await call.write(message)
+
+        writing = asyncio.create_task(write_for_ever())
+        seen, asked = -1, served.broker.asked
+        async with asyncio.timeout(20):
+            while seen != (seen := served.broker.asked):
+                await asyncio.sleep(0.3)
+        assert not writing.done(), "flow control stopped the client"
+        assert seen - asked < 20_000
+        answered = 0
+        while answered < 30_000:
+            answered += len((await call.read()).results)
+        assert served.broker.asked > seen, "it goes on once answers are taken"
+        writing.cancel()
+        call.cancel()
+
+
+async def test_one_message_with_more_appends_than_a_stream_may_have_is_taken_piece_by_piece() -> None:
+    async with serving(max_stream_appends=10) as served:
+        served.broker.hold = True
+        call = served.log.Produce()
+        appends = [log_pb2.ProduceAppend(request_id=number, topic="t", batches=batch(b"v")) for number in range(100)]
+        await call.write(log_pb2.ProduceRequest(appends=appends))
+        await call.done_writing()
+        answers: list[int] = []
+        while len(answers) < 100:
+            while not served.broker.held:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            assert len(served.broker.held) <= 10
+            served.broker.release()
+            answers += [result.request_id for result in (await call.read()).results]
+        assert answers == list(range(100))
+
+
 async def test_messages_that_are_not_protobuf_fail_the_call_after_what_was_taken_is_answered(served: Served) -> None:
     produce: Any = served.channel.stream_stream("/tidelog.v1.Log/Produce", None, log_pb2.ProduceResponse.FromString)
     call = produce()

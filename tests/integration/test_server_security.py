@@ -3,8 +3,11 @@
 import asyncio
 import datetime
 import hashlib
+import logging
 import os
-from collections.abc import Awaitable
+import resource
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from tidelog.config import Settings
 from tidelog.errors import InvalidSettings, TidelogError
 from tidelog.metadata.topics import TopicConfig
 from tidelog.proto.v1 import admin_pb2, log_pb2
+from tidelog.server.descriptors import connections_that_fit, raise_limit
 from tidelog.server.security import check_listener, is_loopback
+from tidelog.telemetry import LogLevel, configure
 
 from tests.listed_broker import ListedBroker
 from tests.served import Served, batch, error_info, serving
@@ -243,6 +248,28 @@ async def test_a_renewed_certificate_is_shown_and_a_broken_one_is_not(certificat
         assert await shows(other)
 
 
+async def test_a_renewed_authority_of_clients_lets_in_its_own_and_no_others(certificates: Certificates) -> None:
+    settings = certificates.settings | {"tls_client_ca_file": str(certificates.directory / "ca.pem")}
+    old, new = certificates.authority, trustme.CA()
+
+    async def welcome(served: Served, authority: trustme.CA) -> bool:
+        issued = authority.issue_cert("client")
+        chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
+        mutual = grpc.ssl_channel_credentials(old.cert_pem.bytes(), issued.private_key_pem.bytes(), chain)
+        port = served.server.address.rpartition(":")[2]
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.secure_channel(f"localhost:{port}", mutual, options=options) as channel:
+            return await answers(Served(served.broker, served.server, channel, served.registry))
+
+    async with serving(credentials=certificates.trusting(), **settings) as served:
+        assert (await welcome(served, old), await welcome(served, new)) == (True, False)
+        new.cert_pem.write_to_path(certificates.directory / "ca.pem")
+        async with asyncio.timeout(30):
+            while not await welcome(served, new):
+                await asyncio.sleep(0.1)
+        assert not await welcome(served, old)
+
+
 async def test_a_certificate_with_another_ones_key_is_refused_at_the_start(certificates: Certificates) -> None:
     key = certificates.authority.issue_cert("other").private_key_pem
     key.write_to_path(certificates.directory / "key.pem")
@@ -252,6 +279,21 @@ async def test_a_certificate_with_another_ones_key_is_refused_at_the_start(certi
 
 
 # ---- listeners
+
+
+@contextmanager
+def printed(log_level: LogLevel) -> Iterator[None]:
+    """Have telemetry printed as a process does it."""
+    root, own = logging.getLogger(), logging.getLogger("tidelog")
+    before = root.handlers, root.level, own.level
+    configure(log_format="json", log_level=log_level)
+    try:
+        yield
+    finally:
+        root.handlers, level, own_level = before
+        root.setLevel(level)
+        own.setLevel(own_level)
+        logging.captureWarnings(capture=False)
 
 
 def test_loopback_is_told_from_the_rest() -> None:
@@ -269,9 +311,25 @@ def test_a_listener_beyond_loopback_needs_tls_and_authentication_unless_told_oth
     check_listener(Settings(listen="127.0.0.1:0"))
 
 
-async def test_two_servers_do_not_share_a_port(served: Served) -> None:
+@pytest.mark.parametrize("log_level", ["info", "error"])
+async def test_an_insecure_listener_is_told_of_at_every_start_however_little_is_printed(
+    log_level: LogLevel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with printed(log_level):
+        for _ in range(2):
+            async with serving(listen="0.0.0.0:0", insecure=True):
+                pass
+    told = [line for line in capsys.readouterr().err.splitlines() if "insecure_listener" in line]
+    assert len(told) == 2
+    assert "TLS" in told[0]
+    assert "authentication" in told[0]
+
+
+@pytest.mark.parametrize("setting", ["listen", "metrics_listen"])
+async def test_two_servers_do_not_share_a_port(served: Served, setting: str) -> None:
+    taken: dict[str, Any] = {setting: served.server.address if setting == "listen" else served.server.metrics_address}
     with pytest.raises(InvalidSettings, match="taken"):
-        async with serving(listen=served.server.address):
+        async with serving(**taken):
             pass
 
 
@@ -341,6 +399,48 @@ async def test_connections_beyond_the_limit_are_not_served() -> None:
         finally:
             for channel in channels:
                 await channel.close()
+
+
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    async with serving(handshake_timeout_ms=300) as served:
+        host, _, port = served.server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(10):
+            while await reader.read(1000):
+                pass
+        writer.close()
+
+
+async def test_streams_beyond_the_limit_are_refused_wherever_they_come_from() -> None:
+    async with serving(max_streams=2) as served:
+        first, second = served.log.Consume(), served.log.Produce()
+        while len(served.server.streams) < 2:
+            await asyncio.sleep(0.001)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await served.log.Produce().read()
+        info = error_info(failed.value)
+        assert (info.reason, info.metadata["retriable"]) == ("THROTTLED", "true")
+        first.cancel()
+        while len(served.server.streams) == 2:
+            await asyncio.sleep(0.001)
+        again = served.log.Produce()
+        await again.write(log_pb2.ProduceRequest(appends=[log_pb2.ProduceAppend(topic="t", batches=batch(b"v"))]))
+        assert not (await again.read()).results[0].HasField("error")
+        again.cancel()
+        second.cancel()
+
+
+def test_fewer_connections_are_let_in_than_files_may_be_opened() -> None:
+    """Else idle clients would take what the stores need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+        assert connections_that_fit(10_000) == 344
+        assert connections_that_fit(100) == 100
+        raise_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_call_that_takes_too_long_ends_as_unknown() -> None:

@@ -8,6 +8,7 @@ from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from tidelog.errors import InvalidSettings
 from tidelog.server.addresses import host_and_port
 from tidelog.server.ports import LogBroker
 from tidelog.server.streams import OpenStreams
@@ -66,10 +67,17 @@ class HealthListener:
         self._runner = web.AppRunner(application, access_log=None)
 
     async def start(self, address: str) -> str:
-        """Listen; return the address bound."""
+        """Listen; return the address bound. Raises InvalidSettings."""
         host, port = host_and_port(address)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, reuse_port=False).start()
+        try:
+            await web.TCPSite(self._runner, host, port, reuse_port=False).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise InvalidSettings(
+                f"{address} was to be listened on for metrics and health, but cannot be: {error.strerror or error}; is the port taken?"
+                " Set metrics_listen, or set it to nothing"
+            ) from error
         bound = self._runner.addresses[0]
         return f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
 

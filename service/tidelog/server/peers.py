@@ -142,6 +142,7 @@ class GrpcPeers:
         options = [
             ("grpc.keepalive_time_ms", half_timeout_ms),  # a half-open link is broken after peer_timeout_ms
             ("grpc.keepalive_timeout_ms", half_timeout_ms),
+            ("grpc.http2.ping_timeout_ms", half_timeout_ms),  # which is what really counts; a minute, by default
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_receive_message_length", self._settings.max_message_bytes),
             ("grpc.use_local_subchannel_pool", 1),  # a new channel means a new connection, never another's broken one

@@ -21,6 +21,7 @@ from tidelog.errors import InvalidSettings, TidelogError
 from tidelog.executors import ThreadExecutor
 from tidelog.metrics import Metrics
 from tidelog.randomness import Random, system_random
+from tidelog.server.descriptors import raise_limit
 from tidelog.server.peers import GrpcPeers
 from tidelog.server.server import Server
 from tidelog.server.stores import open_bucket, open_metadata
@@ -44,6 +45,7 @@ def run(settings: Settings, *, greet: Greet | None = None) -> int:
     """Run a broker until it is told to end; return the process's exit code."""
     configure(log_format=settings.log_format, log_level=settings.log_level)
     sys.setswitchinterval(_SWITCH_EVERY_S)
+    raise_limit()
     disable_created_metrics()  # type: ignore[no-untyped-call]  # else a second series beside each counter, which nobody asks for
     try:
         asyncio.run(serve(settings, greet=greet))
@@ -106,7 +108,7 @@ async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Se
     _show(broker, metrics, settings)
     lag = asyncio.create_task(_watch_event_loop(metrics, clock))
     stack.callback(lag.cancel)
-    server = Server(broker, settings, clock=clock, executor=executor, registry=metrics.registry)
+    server = Server(broker, settings, clock=clock, executor=executor, metrics=metrics)
     stack.push_async_callback(server.stop)
     await server.start()
     return broker, server
@@ -139,6 +141,7 @@ def _show(broker: Broker, metrics: Metrics, settings: Settings) -> None:
     metrics.intake_bytes.set_function(lambda: broker.intake_bytes)
     metrics.open_sequences.set_function(lambda: broker.life.intake.open_sequences if broker.life is not None else 0)
     metrics.ledger_pending.set_function(lambda: broker.life.ledger.pending if broker.life is not None else 0)
+    metrics.count_reading_of(broker.reader.counts)
     metrics.broker_epoch.set_function(epoch)
     metrics.lease_remaining_seconds.set_function(lambda: broker.life.lease.remaining_s if broker.life is not None else 0)
     metrics.members.set_function(lambda: len(broker.catalog.membership.brokers))

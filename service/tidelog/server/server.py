@@ -5,17 +5,18 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry
 
 from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import InvalidSettings
 from tidelog.executors import Executor
+from tidelog.metrics import Metrics
 from tidelog.proto.v1 import admin_pb2_grpc, log_pb2_grpc, peers_pb2_grpc
 from tidelog.server.addresses import host_and_port
 from tidelog.server.admin import AdminServicer
+from tidelog.server.descriptors import connections_that_fit
 from tidelog.server.health import HealthListener, HealthServicer
-from tidelog.server.interceptors import CallMetrics, Calls
+from tidelog.server.interceptors import Calls
 from tidelog.server.log import LogServicer
 from tidelog.server.peer_service import PeersServicer
 from tidelog.server.ports import LogBroker
@@ -31,15 +32,15 @@ _log = get_logger(__name__)
 class Server:
     """Serves one broker. `start` and `stop` are called once each, in one event loop."""
 
-    def __init__(self, broker: LogBroker, settings: Settings, *, clock: Clock, executor: Executor, registry: CollectorRegistry) -> None:
+    def __init__(self, broker: LogBroker, settings: Settings, *, clock: Clock, executor: Executor, metrics: Metrics) -> None:
         self._broker = broker
         self._settings = settings
         self._clock = clock
         self._executor = executor
-        self._registry = registry
-        self._streams = OpenStreams(most=settings.max_streams)
+        self._metrics = metrics
+        self.streams = OpenStreams(most=settings.max_streams)
         self._grpc: grpc.aio.Server | None = None
-        self._health = HealthListener(broker, registry)
+        self._health = HealthListener(broker, metrics.registry)
         self.address = ""
         """HOST:PORT that is listened on, once started."""
         self.metrics_address = ""
@@ -48,7 +49,7 @@ class Server:
         """Listen and serve. Raises InvalidSettings."""
         check_listener(self._settings)
         gate = Gate(self._settings, clock=self._clock)
-        calls = Calls(gate, CallMetrics(self._registry), unary_timeout_ms=self._settings.max_append_timeout_ms)
+        calls = Calls(gate, self._metrics, unary_timeout_ms=self._settings.max_append_timeout_ms)
         self._grpc = grpc.aio.server(interceptors=(calls,), options=_options(self._settings))
         self._add_services(self._grpc)
         self.address = self._listen(self._grpc)
@@ -60,17 +61,19 @@ class Server:
     async def stop(self) -> None:
         """End streams, answer what was taken, refuse the rest, stop listening."""
         if self._grpc is not None:
-            self._streams.end_all()
+            self.streams.end_all()
             await self._grpc.stop(self._settings.drain_timeout_ms / 1000)
         await self._health.stop()
         _log.info("server_stopped", address=self.address)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        log = LogServicer(self._broker, self._settings, streams=self._streams, clock=self._clock, executor=self._executor)
+        log = LogServicer(
+            self._broker, self._settings, streams=self.streams, clock=self._clock, executor=self._executor, metrics=self._metrics
+        )
         log_pb2_grpc.add_LogServicer_to_server(log, server)
         admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(self._broker, self._settings), server)
-        peers_pb2_grpc.add_PeersServicer_to_server(PeersServicer(self._broker, self._settings, streams=self._streams), server)
-        health = HealthServicer(self._broker, services=SERVICES, streams=self._streams)
+        peers_pb2_grpc.add_PeersServicer_to_server(PeersServicer(self._broker, self._settings, streams=self.streams), server)
+        health = HealthServicer(self._broker, services=SERVICES, streams=self.streams)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if self._settings.reflection:
             reflection.enable_server_reflection((*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
@@ -92,11 +95,13 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # what is sent is bounded where it is made
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
-        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_allowed_incoming_connections", connections_that_fit(settings.max_connections)),
         ("grpc.keepalive_time_ms", settings.keepalive_ms),  # finds clients that vanished without a word
         ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ms),
+        ("grpc.http2.ping_timeout_ms", settings.keepalive_timeout_ms),  # which is what really counts; a minute, by default
         ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),  # else it stops to ask after two, and who vanishes later is never missed
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),  # brokers and clients look after their links, too
         ("grpc.http2.max_ping_strikes", 0),
     ]

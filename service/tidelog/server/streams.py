@@ -30,6 +30,9 @@ class OpenStreams:
         self._ends: dict[object, Callable[[], None]] = {}
         self._ending = False
 
+    def __len__(self) -> int:
+        return len(self._ends)
+
     @contextmanager
     def opened(self, end: Callable[[], None]) -> Iterator[None]:
         """Have `end` called, while the context is open, when the broker leaves.
