@@ -13,13 +13,13 @@ from tidelog.metadata.commits import Committed, NewExtent, PartitionCommit, comm
 from tidelog.metadata.extents import Extent, ReleasedSource, advance_log_start, find_references, read_extents, release_expired, swap
 from tidelog.metadata.groups import GroupOffset, GroupState, commit_group_offsets, delete_group, write_group
 from tidelog.metadata.leadership import ProducerWindow, set_fencing_token, take_over, transfer
+from tidelog.metadata.marks import report_resolved
 from tidelog.metadata.membership import (
     allocate_producer_ids,
     end_epoch,
     end_expired_epochs,
     register,
     renew_lease,
-    report_resolved,
     set_draining,
 )
 from tidelog.metadata.postgres import PostgresSettings, PostgresStore, open_postgres
@@ -243,6 +243,7 @@ VERBS: dict[str, Verb] = {
     "drain": bound(set_draining, broker_id="b1", draining=True),
     "allocate producer ids": bound(allocate_producer_ids, count=10),
     "resolve": bound(report_resolved, broker_epoch=1, sequence=5),
+    "resolve nothing": bound(report_resolved, broker_epoch=1, sequence=0),
     "resolve less": bound(report_resolved, broker_epoch=1, sequence=4),
     "condemn": bound(condemn, segments=[(1, 5)]),
     "condemn expired": bound(condemn, segments=[(1, 2), (1, 1)]),

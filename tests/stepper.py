@@ -110,6 +110,8 @@ class _Stepped:
         named = frozenset(_TABLES.findall(statement))
         written = frozenset(_WRITTEN.findall(statement))
         locks = named if re.search(r"\bFOR (UPDATE|SHARE)\b", statement) else written | {_REFERRED[t] for t in written & _REFERRED.keys()}
+        if "advisory_xact_lock" in statement:
+            locks |= {"locks that are not of rows"}
         self.held |= locks
         self._stop(_Footprint(named, locks))
 

@@ -8,7 +8,8 @@ from tidelog.errors import TimeTravel
 from tidelog.metadata.commits import Committed, NotLeader, PartitionCommit, Refusal, Refused, commit
 from tidelog.metadata.extents import Extent, ReleasedSource, find_references, read_extents, swap
 from tidelog.metadata.leadership import ProducerWindow
-from tidelog.metadata.membership import cluster_state, end_epoch, report_resolved
+from tidelog.metadata.marks import report_resolved
+from tidelog.metadata.membership import cluster_state, end_epoch
 from tidelog.metadata.store import MetadataStore
 
 from tests.contract.metadata_steps import append, extent, join, lead, topic

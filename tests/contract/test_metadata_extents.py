@@ -27,7 +27,8 @@ from tidelog.metadata.extents import (
     swap,
 )
 from tidelog.metadata.leadership import LedPartition, ProducerWindow
-from tidelog.metadata.membership import cluster_state, end_epoch, report_resolved
+from tidelog.metadata.marks import report_resolved
+from tidelog.metadata.membership import cluster_state, end_epoch
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import delete_topic
 

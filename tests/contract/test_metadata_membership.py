@@ -4,6 +4,7 @@ import pytest
 from tidelog.errors import BrokerIdTaken, ConditionFailed, Fenced, UnknownTopic
 from tidelog.metadata.commits import Committed, NotLeader
 from tidelog.metadata.leadership import set_fencing_token, take_over, transfer
+from tidelog.metadata.marks import report_resolved
 from tidelog.metadata.membership import (
     allocate_producer_ids,
     cluster_state,
@@ -13,7 +14,6 @@ from tidelog.metadata.membership import (
     initialise,
     membership,
     renew_lease,
-    report_resolved,
     set_draining,
 )
 from tidelog.metadata.store import MetadataStore
@@ -109,8 +109,8 @@ async def test_the_resolved_mark_never_goes_back(metadata_store: MetadataStore) 
     broker = (await join(metadata_store, "b0")).broker_epoch
     await metadata_store.run(report_resolved, broker_epoch=broker, sequence=9)
     await metadata_store.run(report_resolved, broker_epoch=broker, sequence=3)
-    marks = await metadata_store.run(lambda tx: tx.rows("SELECT resolved_sequence FROM writers"))
-    assert [row.resolved_sequence for row in marks] == [9]
+    marks = await metadata_store.run(lambda tx: tx.rows("SELECT sequence FROM resolved_marks"))
+    assert [row.sequence for row in marks] == [9]
 
 
 async def test_draining_is_a_change_of_membership_and_only_once(metadata_store: MetadataStore) -> None:

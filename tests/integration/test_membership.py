@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import pytest
 from tidelog.broker.broker import Broker
 from tidelog.errors import Draining, MetadataUnavailable
-from tidelog.metadata.membership import end_expired_epochs, register, report_resolved
+from tidelog.metadata.marks import report_resolved
+from tidelog.metadata.membership import end_expired_epochs, register
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import TopicConfig
 

@@ -357,7 +357,8 @@ async def test_a_paused_broker_inside_a_transaction_does_not_block_the_end_of_it
 import asyncio
 from tidelog.metadata.commits import NewExtent, PartitionCommit, commit
 from tidelog.metadata.leadership import take_over
-from tidelog.metadata.membership import register, report_resolved
+from tidelog.metadata.marks import report_resolved
+from tidelog.metadata.membership import register
 from tidelog.metadata.postgres import PostgresSettings, open_postgres
 
 async def main():

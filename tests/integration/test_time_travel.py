@@ -29,7 +29,7 @@ async def test_a_broker_ends_when_changes_that_it_had_seen_are_gone() -> None:
 
 async def test_a_broker_ends_when_it_is_given_an_epoch_a_second_time() -> None:
     async with open_cluster() as cluster:
-        forgotten = [f"DELETE FROM {table}" for table in ("commit_counts", "extents", "brokers", "writers")]
+        forgotten = [f"DELETE FROM {table}" for table in ("commit_counts", "extents", "brokers", "writers", "resolved_marks")]
         with pytest.RaisesGroup(pytest.RaisesExc(TimeTravel, match="had epoch 1 and was given 1"), allow_unwrapped=True):
             await ended(cluster, [*forgotten, "UPDATE cluster SET next_broker_epoch = 1"])
 
@@ -40,7 +40,7 @@ async def test_a_broker_does_not_begin_on_a_bucket_with_segments_of_an_epoch_tha
         await broker.create_topic("clicks", partitions=1, config=TopicConfig())
         await append(broker, "clicks", b"a")
         await cluster.kill("one")
-        forgotten = [f"DELETE FROM {table}" for table in ("commit_counts", "extents", "brokers", "writers")]
+        forgotten = [f"DELETE FROM {table}" for table in ("commit_counts", "extents", "brokers", "writers", "resolved_marks")]
         statements = [*forgotten, "UPDATE cluster SET next_broker_epoch = 1"]
         await cluster.store.run(lambda tx: [tx.execute(statement) for statement in statements])  # type: ignore[func-returns-value]
         with pytest.raises(TimeTravel, match="epochs below 1, but the bucket holds 'intake/one/0000000001/"):

@@ -31,7 +31,10 @@ CLOCK_MS = 2
 """What times may be off by, being whole milliseconds."""
 _LEASES_ONLY = frozenset(("renew_lease", "allocate_producer_ids"))
 """Verbs that touch nothing but leases."""
-_WRITERS = "SELECT broker_epoch, broker_id, incarnation, resolved_sequence, ended FROM writers"
+_WRITERS = (
+    "SELECT w.broker_epoch, w.broker_id, w.incarnation, m.sequence, w.ended FROM writers w"
+    " JOIN resolved_marks m ON m.broker_epoch = w.broker_epoch"
+)
 _PARTITIONS = (
     "SELECT partition_id, partition, leader_broker_epoch, leader_epoch, log_start_offset, next_offset, coalesce((SELECT e.next_offset"
     " FROM extents e WHERE e.partition_id = p.partition_id ORDER BY e.base_offset DESC LIMIT 1), 0) FROM partitions p"

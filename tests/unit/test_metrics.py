@@ -10,7 +10,8 @@ from tidelog.broker.cache import ReadStats
 from tidelog.clock import SystemClock
 from tidelog.errors import Fenced, MetadataUnavailable, ObjectExists, ObjectNotFound, StoreUnavailable
 from tidelog.executors import InlineExecutor
-from tidelog.metadata.membership import initialise, membership, report_resolved
+from tidelog.metadata.marks import report_resolved
+from tidelog.metadata.membership import initialise, membership
 from tidelog.metadata.metered import MeteredMetadataStore
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import Transaction

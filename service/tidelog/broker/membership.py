@@ -11,7 +11,8 @@ from tidelog.broker.uploads import Identity
 from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import BrokerIdTaken, Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable, TidelogError
-from tidelog.metadata.membership import end_every_epoch, end_expired_epochs, register, renew_lease, report_resolved
+from tidelog.metadata.marks import report_resolved
+from tidelog.metadata.membership import end_every_epoch, end_expired_epochs, register, renew_lease
 from tidelog.metadata.store import MetadataStore
 from tidelog.metrics import Metrics
 from tidelog.randomness import Random
@@ -114,8 +115,7 @@ class Lease:
 
     async def _report(self, resolved: int) -> None:
         if resolved > self._reported:
-            await self._store.run(report_resolved, broker_epoch=self._identity.broker_epoch, sequence=resolved)
-            self._reported = resolved
+            self._reported = await self._store.run(report_resolved, broker_epoch=self._identity.broker_epoch, sequence=resolved)
 
     async def _end_expired(self) -> None:
         ended = await self._store.run(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tidelog.errors import TimeTravel
-from tidelog.metadata.extents import final_segments
+from tidelog.metadata.marks import final_segments
 from tidelog.metadata.store import Transaction
 
 

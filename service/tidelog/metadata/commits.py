@@ -13,8 +13,9 @@ from enum import StrEnum
 import orjson
 
 from tidelog.errors import TimeTravel
-from tidelog.metadata.extents import COUNT_COMMIT, Extent, find_extents
+from tidelog.metadata.extents import COUNT_COMMIT, Extent, extents_of
 from tidelog.metadata.leadership import ProducerWindow
+from tidelog.metadata.marks import blocks
 from tidelog.metadata.store import Transaction
 
 
@@ -99,9 +100,10 @@ def commit(tx: Transaction, *, broker_epoch: int, partitions: Sequence[Partition
     """
     proposals = sorted(partitions, key=lambda proposal: proposal.partition_id)
     assert len({proposal.partition_id for proposal in proposals}) == len(proposals), "one proposal per partition"
-    now_ms, resolved, state = _lock(tx, proposals)
-    # A later statement than the locks: it sees what an earlier attempt of this very commit left behind.
-    found = _committed_before(tx, proposals)
+    now_ms, living, state = _lock(tx, proposals)
+    # A later statement than the locks: it sees what an earlier attempt of this very commit left behind, and marks as they are.
+    found, marks = _committed_before(tx, proposals)
+    resolved = {broker_epoch: marks[broker_epoch] for broker_epoch in living}
     outcomes: dict[int, Outcome] = {}
     accepted: list[PartitionCommit] = []
     for proposal in proposals:
@@ -114,38 +116,49 @@ def commit(tx: Transaction, *, broker_epoch: int, partitions: Sequence[Partition
     return outcomes
 
 
-def _lock(tx: Transaction, proposals: Sequence[PartitionCommit]) -> tuple[int, dict[int, int], dict[int, tuple[int, int]]]:
-    """Lock writers (shared) and partitions; return the time, living writers' resolved sequences, partitions' states.
+def _lock(tx: Transaction, proposals: Sequence[PartitionCommit]) -> tuple[int, set[int], dict[int, tuple[int, int]]]:
+    """Lock writers and their segments (shared) and partitions; return the time, the living writers, and partitions' states.
 
     One statement, to save a round trip: the branches of UNION ALL run one after the other, writers first.
     """
+    held = blocks((e.broker_epoch, e.sequence) for p in proposals for e in p.extents)
     rows = tx.rows(
-        "WITH w AS (SELECT broker_epoch, resolved_sequence, ended FROM writers WHERE broker_epoch IN (SELECT r.broker_epoch FROM "
-        + tx.recordset("writers", "r", broker_epoch="bigint")
+        "WITH w AS (SELECT broker_epoch, ended FROM writers WHERE broker_epoch IN (SELECT r.broker_epoch FROM "
+        + tx.recordset("blocks", "r", broker_epoch="bigint")
         + ") ORDER BY broker_epoch"
         + tx.for_share()
         + "), p AS (SELECT partition_id, leader_epoch, next_offset FROM partitions WHERE partition_id IN (SELECT r.partition_id FROM "
         + tx.recordset("partitions", "r", partition_id="bigint")
         + ") ORDER BY partition_id"
         + tx.for_update()
-        + ") SELECT 0 AS kind, broker_epoch AS id, resolved_sequence AS a, CASE WHEN ended THEN 1 ELSE 0 END AS b FROM w"
+        + ") SELECT 0 AS kind, broker_epoch AS id, 0 AS a, CASE WHEN ended THEN 1 ELSE 0 END AS b FROM w"
         " UNION ALL SELECT 1, partition_id, leader_epoch, next_offset FROM p"
-        f" UNION ALL SELECT 2, {tx.now}, 0, 0",
-        writers=[[epoch] for epoch in sorted({e.broker_epoch for p in proposals for e in p.extents})],
+        f" UNION ALL SELECT 2, {tx.now}, {tx.shared('blocks')}, 0",
+        blocks=held,
         partitions=[[p.partition_id] for p in proposals],
     )
-    resolved = {broker_epoch: sequence for kind, broker_epoch, sequence, ended in rows if kind == 0 and not ended}
+    living = {broker_epoch for kind, broker_epoch, _, ended in rows if kind == 0 and not ended}
     state = {partition_id: (leader_epoch, next_offset) for kind, partition_id, leader_epoch, next_offset in rows if kind == 1}
     (now_ms,) = (now for kind, now, _, _ in rows if kind == 2)
-    return now_ms, resolved, state
+    return now_ms, living, state
 
 
-def _committed_before(tx: Transaction, proposals: Iterable[PartitionCommit]) -> dict[tuple[int, int, int], list[Extent]]:
-    segments = {(p.partition_id, e.broker_epoch, e.sequence) for p in proposals for e in p.extents}
+def _committed_before(
+    tx: Transaction, proposals: Iterable[PartitionCommit]
+) -> tuple[dict[tuple[int, int, int], list[Extent]], dict[int, int]]:
+    """Return the extents that the proposed segments have already, and their writers' marks: in one statement, too."""
+    segments = sorted({(p.partition_id, e.broker_epoch, e.sequence) for p in proposals for e in p.extents})
+    rows = tx.rows(
+        extents_of(tx, "wanted") + " UNION ALL SELECT NULL, m.sequence, 0, m.broker_epoch, 0, 0, 0, 0, 0, 0, 0, 0 FROM resolved_marks m"
+        " WHERE m.broker_epoch IN (SELECT r.broker_epoch FROM " + tx.recordset("writers", "r", broker_epoch="bigint") + ")",
+        wanted=segments,
+        writers=[[epoch] for epoch in sorted({epoch for _, epoch, _ in segments})],
+    )
     found: dict[tuple[int, int, int], list[Extent]] = defaultdict(list)
-    for extent in find_extents(tx, segments=segments):
-        found[extent.partition_id, extent.broker_epoch, extent.sequence].append(extent)
-    return found
+    for row in rows:
+        if row.partition_id is not None:
+            found[row.partition_id, row.broker_epoch, row.sequence].append(Extent(*row))
+    return found, {row.broker_epoch: row.base_offset for row in rows if row.partition_id is None}
 
 
 def _decide(

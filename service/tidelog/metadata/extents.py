@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tidelog.errors import Fenced
 from tidelog.metadata.leadership import lock_led
+from tidelog.metadata.marks import blocks, final_segments
 from tidelog.metadata.store import ColumnType, Transaction
 
 
@@ -146,14 +147,14 @@ def find_extents(tx: Transaction, *, segments: Iterable[tuple[int, int, int]]) -
 
     Ask for the writer first where absence is to mean something: see `find_references`.
     """
-    wanted = sorted(segments)
-    fragment = tx.recordset("wanted", "r", partition_id="bigint", broker_epoch="bigint", sequence="bigint")
+    return tuple(Extent(*row) for row in tx.rows(extents_of(tx, "wanted"), wanted=sorted(segments)))
+
+
+def extents_of(tx: Transaction, parameter: str) -> str:
+    """Return the SELECT of `find_extents`; its parameter is the list of segments."""
+    fragment = tx.recordset(parameter, "r", partition_id="bigint", broker_epoch="bigint", sequence="bigint")
     join = " ON e.broker_epoch = r.broker_epoch AND e.sequence = r.sequence AND e.partition_id = r.partition_id"
-    rows = tx.rows(
-        f"SELECT {_OF_E} FROM {fragment} JOIN extents e{join} UNION ALL SELECT {_OF_E} FROM {fragment} JOIN released_extents e{join}",
-        wanted=wanted,
-    )
-    return tuple(Extent(*row) for row in rows)
+    return f"SELECT {_OF_E} FROM {fragment} JOIN extents e{join} UNION ALL SELECT {_OF_E} FROM {fragment} JOIN released_extents e{join}"
 
 
 def find_references(tx: Transaction, *, segments: Iterable[tuple[int, int, int]]) -> tuple[tuple[Extent, ...], frozenset[tuple[int, int]]]:
@@ -165,24 +166,6 @@ def find_references(tx: Transaction, *, segments: Iterable[tuple[int, int, int]]
     wanted = sorted(set(segments))
     over = final_segments(tx, segments={(broker_epoch, sequence) for _, broker_epoch, sequence in wanted})
     return find_extents(tx, segments=wanted), over
-
-
-def final_segments(tx: Transaction, *, segments: Iterable[tuple[int, int]]) -> frozenset[tuple[int, int]]:
-    """Return those (broker epoch, sequence) that nobody can commit any more: writer ended, or sequence resolved (I7b).
-
-    Neither is ever taken back, so no lock is needed to rely on it.
-    """
-    wanted = sorted(set(segments))
-    living = {
-        row.broker_epoch: row.resolved_sequence
-        for row in tx.rows(
-            "SELECT broker_epoch, resolved_sequence FROM writers WHERE NOT ended AND broker_epoch IN (SELECT r.broker_epoch FROM "
-            + tx.recordset("epochs", "r", broker_epoch="bigint")
-            + ")",
-            epochs=[[epoch] for epoch in sorted({epoch for epoch, _ in wanted})],
-        )
-    }
-    return frozenset((epoch, sequence) for epoch, sequence in wanted if epoch not in living or sequence <= living[epoch])
 
 
 def offset_for_time(tx: Transaction, *, partition_id: int, timestamp_ms: int) -> Extent | None:
@@ -276,8 +259,11 @@ def swap(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Sequ
     segment's writer, who is the leader (I11).
     """
     assert (merged.base_offset, merged.next_offset) == (sources[0].extent.base_offset, sources[-1].extent.next_offset)
-    writer = tx.rows(
-        "SELECT resolved_sequence FROM writers WHERE broker_epoch = :epoch AND NOT ended" + tx.for_share(), epoch=merged.broker_epoch
+    segment = (merged.broker_epoch, merged.sequence)
+    tx.rows(
+        f"SELECT {tx.shared('blocks')} FROM writers WHERE broker_epoch = :epoch" + tx.for_share(),
+        epoch=merged.broker_epoch,
+        blocks=blocks([segment]),
     )
     try:
         lock_led(tx, partition_id=partition_id, leader_epoch=leader_epoch)
@@ -286,7 +272,7 @@ def swap(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Sequ
             raise
     if _present(tx, merged):
         return True
-    if not writer or merged.sequence <= writer[0].resolved_sequence:
+    if final_segments(tx, segments=[segment]):  # in a later statement than the locks
         return False
     expected = {source.extent for source in sources}
     found = tx.rows(

@@ -1,4 +1,4 @@
-"""Who is a broker: registration, leases, the end of epochs, and the resolved mark of each writer.
+"""Who is a broker: registration, leases, and the end of epochs.
 
 Leases are told by the metadata store's clock alone. No lease decides what may be committed (I1): it only decides when
 an epoch may be ended, and ending it is what fences.
@@ -138,6 +138,7 @@ def register(tx: Transaction, *, broker_id: str, incarnation: str, zone: str, ad
         broker_id=broker_id,
         incarnation=incarnation,
     )
+    tx.execute("INSERT INTO resolved_marks (broker_epoch, sequence) VALUES (:epoch, 0)", epoch=epoch)
     tx.execute("INSERT INTO commit_counts (broker_epoch, commits) VALUES (:epoch, 0)", epoch=epoch)
     return Registration(epoch, version)
 
@@ -238,22 +239,6 @@ def membership(tx: Transaction) -> Membership:
         if r.broker_id is not None
     )
     return Membership(rows[0].membership_version, tx.now_ms(), members)
-
-
-def report_resolved(tx: Transaction, *, broker_epoch: int, sequence: int) -> None:
-    """Say that no reference to `sequence` or a lower one will be sent again. Never goes back (I6).
-
-    Apart from the lease's renewal, because it waits for commits that hold the writer's row (I7). Raises Fenced where the
-    epoch has ended.
-    """
-    done = tx.rows(
-        "UPDATE writers SET resolved_sequence = CASE WHEN resolved_sequence < :sequence THEN :sequence ELSE resolved_sequence END"
-        " WHERE broker_epoch = :epoch AND NOT ended RETURNING resolved_sequence",
-        sequence=sequence,
-        epoch=broker_epoch,
-    )
-    if not done:
-        raise Fenced(f"writer epoch {broker_epoch} reported sequence {sequence} as resolved, but that epoch has ended; register anew")
 
 
 def allocate_producer_ids(tx: Transaction, *, count: int) -> int:

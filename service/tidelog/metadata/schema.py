@@ -5,8 +5,10 @@ narrow. A broker epoch is never given twice, so (broker epoch, sequence) names a
 
 Locks are taken in this order, and within a table ascending by primary key, by every transaction:
 
-    cluster → brokers → writers → topics → partitions → groups → extents → released_extents → released_segments → producers
-    → group_offsets → commit_counts → changes → cleaner
+    cluster → brokers → writers → resolved_marks → topics → partitions → groups → extents → released_extents
+    → released_segments → producers → group_offsets → commit_counts → changes → cleaner
+
+Locks that are not of rows (`tidelog.metadata.marks`) are never waited for by whoever takes them alone.
 
 Times are Unix milliseconds of the metadata store's own clock.
 """
@@ -83,8 +85,14 @@ writers = Table(  # apart from the lease, because commits share-lock these rows 
     _bigint("broker_epoch", primary_key=True),
     _text("broker_id"),
     _text("incarnation"),
-    _bigint("resolved_sequence", default=0),  # no reference of this or a lower sequence will be sent again
     _flag("ended"),
+)
+
+resolved_marks = Table(  # apart from the writer, whose row commits hold
+    "resolved_marks",
+    tables_metadata,
+    _bigint("broker_epoch", primary_key=True),
+    _bigint("sequence"),  # no reference of this or a lower sequence will be sent again
 )
 
 commit_counts = Table(  # commits, swaps and releases: one row per broker, so that counting does not make brokers wait for each other (I11)

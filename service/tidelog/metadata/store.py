@@ -86,6 +86,29 @@ class Transaction:
         """Return the clause that keeps others from changing the rows read."""
         return self._locking("SHARE", of)
 
+    def shared(self, parameter: str) -> str:
+        """Return an expression for a select list that holds locks on pairs of numbers, rows of one parameter, shared with others.
+
+        Until the transaction ends; against `take_while_free`.
+        """
+        if self.dialect == "sqlite":
+            return "0"
+        pairs = self.recordset(parameter, "h", one="bigint", other="bigint")
+        return f"(SELECT count(pg_advisory_xact_lock_shared(CAST(h.one AS integer), CAST(h.other AS integer))) FROM {pairs})"
+
+    def take_while_free(self, one: int, first: int, end: int) -> int:
+        """Lock the pairs (one, first), (one, first + 1), … as long as nobody shares them; return the first not locked, at most `end`."""
+        if self.dialect == "sqlite":
+            return end
+        rows = self.rows(
+            "SELECT other FROM generate_series(CAST(:first AS bigint), CAST(:end AS bigint) - 1) AS other"
+            " WHERE NOT pg_try_advisory_xact_lock(CAST(:one AS integer), CAST(other AS integer)) LIMIT 1",
+            one=one,
+            first=first,
+            end=end,
+        )
+        return rows[0].other if rows else end
+
     def _locking(self, strength: str, of: str) -> str:
         if self.dialect == "sqlite":
             return ""

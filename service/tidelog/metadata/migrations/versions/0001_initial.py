@@ -45,9 +45,10 @@ def upgrade() -> None:
     )  # fmt: skip
     _create(
         "writers",
-        _bigint("broker_epoch"), _text("broker_id"), _text("incarnation"), _bigint("resolved_sequence", default=0), _flag("ended"),
+        _bigint("broker_epoch"), _text("broker_id"), _text("incarnation"), _flag("ended"),
         key=("broker_epoch",),
     )  # fmt: skip
+    _create("resolved_marks", _bigint("broker_epoch"), _bigint("sequence"), key=("broker_epoch",))
     _create("commit_counts", _bigint("broker_epoch"), _bigint("commits"), key=("broker_epoch",))
     _create(
         "topics",
