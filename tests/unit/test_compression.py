@@ -90,6 +90,38 @@ except CorruptBatch as error:
     assert "grow beyond 16777216" in error
 
 
+# ---- blocks of snappy
+
+
+def snappy_block(claimed: int) -> bytes:
+    """Return a block of four bytes that says how much it becomes."""
+    size = b""
+    while claimed >= 0x80:
+        size += bytes([claimed & 0x7F | 0x80])
+        claimed >>= 7
+    return size + bytes([claimed]) + b"\x0cabcd"
+
+
+def test_a_snappy_block_that_claims_more_than_can_come_of_it_is_refused_before_memory_is_taken() -> None:
+    assert decompress(snappy_block(4), "snappy", limits=AMPLE) == b"abcd"
+    for claimed in (200, 2**16, 2**26, 2**31, 2**32 - 1):
+        block = snappy_block(claimed)
+        for data in (block, b"\x82SNAPPY\0" + pack(">II", 1, 1) + pack(">I", len(block)) + block):
+            with pytest.raises(CorruptBatch, match=f"a snappy block of {len(block)} bytes claims to become {claimed}"):
+                decompress(data, "snappy", limits=AMPLE)
+    program = f"""
+decompress(compress(b"warm", "snappy"), "snappy", limits=DecompressionLimits())
+before = peak_mib()
+for block in {[snappy_block(2**26), snappy_block(2**31)]!r}:
+    try:
+        decompress(block, "snappy", limits=DecompressionLimits(max_bytes=2**31, max_ratio=10**9))
+    except CorruptBatch:
+        pass
+print(peak_mib() - before)
+"""
+    assert int(in_a_child(program)) < 8
+
+
 # ---- all of them
 
 

@@ -9,6 +9,8 @@ from tidelog.records.batch import COMPRESSIONS, HEADER_BYTES
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEADER = _XERIAL + bytes([0, 0, 0, 1, 0, 0, 0, 1])
 _XERIAL_BLOCK_BYTES = 32 * 1024
+_SNAPPY_MOST_RATIO = 22
+"""A copy of at most 64 bytes takes three, so nothing grows more than 64/3 times."""
 _U32 = Struct(">I")
 _UNTOUCHED = bytes.fromhex("9d1f3b7746c2e85a")  # eight bytes that data does not happen to have just there
 
@@ -77,13 +79,16 @@ def decompress(data: bytes, compression: str, *, limits: DecompressionLimits) ->
 
 
 def _snappy(data: bytes, most: int, cramjam: object) -> bytes:
-    """Undo xerial's framing, or one raw block. A block says its size, which is checked before anything is allocated."""
+    """Undo xerial's framing, or one raw block. A block says its size, which is believed where so many bytes can come of it."""
     blocks = _xerial_blocks(data) if data.startswith(_XERIAL) else [data]
     total = 0
     parts = []
     for block in blocks:
         try:
-            total += cramjam.snappy.decompress_raw_len(block)  # type: ignore[attr-defined]
+            claimed = cramjam.snappy.decompress_raw_len(block)  # type: ignore[attr-defined]
+            if claimed > len(block) * _SNAPPY_MOST_RATIO:
+                raise CorruptBatch(f"a snappy block of {len(block)} bytes claims to become {claimed}", position=HEADER_BYTES)
+            total += claimed
             if total > most:
                 raise _too_much(len(data), most, "snappy")
             parts.append(bytes(cramjam.snappy.decompress_raw(block)))  # type: ignore[attr-defined]
