@@ -53,19 +53,50 @@ def record(offset_delta: int, row: Record) -> bytes:
     return zigzag(len(body)) + body
 
 
+COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
+
+
+def compressed(body: bytes, compression: str) -> bytes:
+    """Compress with gzip; pack into the other frames as it is, which they allow (at most 256 bytes)."""
+    size = len(body)
+    if compression == "gzip":
+        return gzip.compress(body, mtime=0)
+    if compression == "snappy":  # one block: its length, then one literal
+        block = varint(size) + bytes([60 << 2, size - 1]) + body
+        return b"\x82SNAPPY\0" + struct.pack(">III", 1, 1, len(block)) + block
+    if compression == "lz4":  # independent blocks of at most 64 KiB; the high bit of a length says "not compressed"
+        descriptor = bytes([0x60, 0x40])
+        return (
+            b"\x04\x22\x4d\x18" + descriptor + bytes([xxh32(descriptor) >> 8 & 0xFF]) + struct.pack("<I", size | 1 << 31) + body + bytes(4)
+        )
+    if compression == "zstd":  # a single segment of so many bytes; one raw block, the last
+        return b"\x28\xb5\x2f\xfd" + bytes([0x20, size]) + struct.pack("<I", size << 3 | 1)[:3] + body
+    return body
+
+
+def xxh32(data: bytes) -> int:
+    """XXH32 of less than four bytes, seed 0."""
+    mask, first, second, third, fifth = 2**32 - 1, 2654435761, 2246822519, 3266489917, 374761393
+    x = fifth + len(data)
+    for byte in data:
+        x = x + byte * fifth & mask
+        x = (x << 11 | x >> 21) * first & mask
+    x = (x ^ x >> 15) * second & mask
+    x = (x ^ x >> 13) * third & mask
+    return x ^ x >> 16
+
+
 def batch(
     rows: list[Record],
     *,
     base_offset: int = 0,
     leader_epoch: int = -1,
     producer: tuple[int, int, int] = (-1, -1, -1),
-    compress: bool = False,
+    compression: str = "none",
 ) -> bytes:
-    body = b"".join(record(i, row) for i, row in enumerate(rows))
-    if compress:
-        body = gzip.compress(body, mtime=0)
+    body = compressed(b"".join(record(i, row) for i, row in enumerate(rows)), compression)
     most = TIME + max(row[0] for row in rows)
-    covered = struct.pack(">hiqqqhii", int(compress), len(rows) - 1, TIME, most, *producer, len(rows)) + body
+    covered = struct.pack(">hiqqqhii", COMPRESSIONS.index(compression), len(rows) - 1, TIME, most, *producer, len(rows)) + body
     return struct.pack(">qiibI", base_offset, len(covered) + 9, leader_epoch, 2, crc32c(covered)) + covered
 
 
@@ -115,7 +146,7 @@ def segment(kind: int, chunks: bytes, fields: bytes) -> bytes:
 
 def intake_segment() -> bytes:
     first = batch(PLAIN)
-    second = batch(PLAIN, producer=(9, 0, 2**31 - 2), compress=True) + batch(UNIFORM)
+    second = batch(PLAIN, producer=(9, 0, 2**31 - 2), compression="gzip") + batch(UNIFORM)
     third = batch(PLAIN[:1])
     fields = chunk(TOPIC_A, 0, 8, first, 1, 3, TIME + 5)
     fields += chunk(TOPIC_A, 300, 8 + len(first), second, 2, 203, TIME + 5)
@@ -183,7 +214,7 @@ def files() -> dict[str, bytes]:
         "batch-plain.bin": batch(PLAIN),
         "batch-stamped.bin": batch(PLAIN, base_offset=123456789012, leader_epoch=17, producer=(9, 3, 11)),
         "batch-uniform.bin": batch(UNIFORM),
-        "batch-gzip.bin": batch(PLAIN, compress=True),
+        **{f"batch-{name}.bin": batch(PLAIN, compression=name) for name in COMPRESSIONS[1:]},
         "segment-v1-intake.seg": intake_segment(),
         "segment-v1-merged.seg": merged_segment(),
         "placement.json": json.dumps(placement(), indent=1).encode() + b"\n",
@@ -194,4 +225,4 @@ if __name__ == "__main__":
     assert crc32c(b"123456789") == 0xE3069283
     for name, content in files().items():
         (HERE / name).write_bytes(content)
-        print(f"{name}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()[:16]}")
+        print(f"{hashlib.sha256(content).hexdigest()}  {name}")  # what SHA256SUMS holds

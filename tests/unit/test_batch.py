@@ -36,7 +36,7 @@ def test_a_concatenation_is_scanned_without_decoding_a_record(batch: bytes) -> N
     assert scan(b"") == []
 
 
-@pytest.mark.parametrize("name", ["plain", "stamped", "uniform", "gzip"])
+@pytest.mark.parametrize("name", ["plain", "stamped", "uniform", "gzip", "snappy", "lz4", "zstd"])
 def test_golden_batches_are_read(name: str) -> None:
     [header] = scan((GOLDEN / f"batch-{name}.bin").read_bytes())
     assert header.record_count == (200 if name == "uniform" else 3)
@@ -104,14 +104,24 @@ def test_more_records_than_the_bytes_can_hold_are_refused_without_decoding_one(b
         (27, ">q", -1, "not before 1970"),
         (35, ">q", NOW - 1, "the largest not below the first"),
         (35, ">q", NOW + 25 * 3600 * 1000, "mend the producer's clock"),
-        (51, ">h", -1, "either all are given or none"),
-        (53, ">i", -1, "either all are given or none"),
+        (51, ">h", -1, r"\(7, -1, 3\); either all are given, from 0 on, or all are -1"),
+        (53, ">i", -1, "either all are given"),
+        (43, ">q", -1, "either all are given"),
+        (43, ">q", -2, "either all are given"),
     ],
 )
 def test_what_a_client_may_not_send_is_refused_and_named(batch: bytes, at: int, layout: str, value: int, sentence: str) -> None:
     assert len(check_append(batch, limits=LIMITS, now_ms=NOW)) == 1
     with pytest.raises(CorruptBatch, match=sentence):
         check_append(batch + altered(batch, at, layout, value), limits=LIMITS, now_ms=NOW)
+
+
+def test_a_producer_is_named_wholly_or_by_nothing_but_the_sign_of_none() -> None:
+    nobody = encode([Record(b"x", timestamp_ms=NOW)])
+    assert len(check_append(nobody, limits=LIMITS, now_ms=NOW)) == 1
+    for at, layout in ((43, ">q"), (51, ">h"), (53, ">i")):
+        with pytest.raises(CorruptBatch, match="or all are -1"):
+            check_append(altered(nobody, at, layout, -2), limits=LIMITS, now_ms=NOW)
 
 
 def test_limits_name_the_setting_that_set_them(batch: bytes) -> None:

@@ -200,10 +200,9 @@ def _check_rules(header: BatchHeader, limits: BatchLimits, now_ms: int) -> None:
             f" the broker's {now_ms}; mend the producer's clock",
             position=at,
         )
-    idempotent = (header.producer_id >= 0, header.producer_epoch >= 0, header.base_sequence >= 0)
-    if any(idempotent) and not all(idempotent):
+    producer = (header.producer_id, header.producer_epoch, header.base_sequence)
+    if min(producer) < 0 and producer != (-1, -1, -1):
         raise CorruptBatch(
-            f"its producer id, epoch and sequence are {header.producer_id}, {header.producer_epoch}, {header.base_sequence};"
-            " either all are given or none",
+            f"its producer id, epoch and sequence are {producer}; either all are given, from 0 on, or all are -1",
             position=at,
         )

@@ -4,12 +4,15 @@ The ordinary path is aiokafka's codec, compiled where its wheel is, pure Python 
 column paths (`encode_many`, `decode_values`, `decode_buffers`) join whole columns of bytes, and give the same bytes.
 """
 
+import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, pairwise, repeat
 from struct import Struct
+from types import NoneType
 from typing import Any, NamedTuple
 
 from tidelog.errors import CorruptBatch, InvalidRequest, RecordTooLarge
@@ -20,6 +23,7 @@ from tidelog.records.compression import DecompressionLimits, compress, decompres
 _HEAD = Struct(">qiibI")
 _COVERED = Struct(">hiqqqhii")
 _COVERED_FROM = _HEAD.size
+_TIMES = Struct(">qq")
 _PRODUCER = Struct(">qhi")
 _PRODUCER_AT = 22  # within what the CRC covers
 _WHOLE_BATCH = 1 << 30
@@ -68,14 +72,14 @@ _NOBODY = Producer()
 
 
 def encode(records: Sequence[Record], *, compression: str = "none", producer: Producer = _NOBODY) -> bytes:
-    """Return one batch. Records without a timestamp keep 0; offsets are given later. Raises InvalidRequest for no records."""
+    """Return one batch. Records without a timestamp keep 0; offsets are given later.
+
+    Raises InvalidRequest for no records, and for what cannot be part of one.
+    """
     _check_some(len(records))
-    builder = _builder()
-    for index, record in enumerate(records):
-        _appended(builder.append(index, record.timestamp_ms, record.key, record.value, list(record.headers)))
-    body = bytes(builder.build())[HEADER_BYTES:]
-    times = [record.timestamp_ms for record in records]
-    return _batch(body, len(records), times[0], max(times), compression, producer)
+    with _said_what_was_wrong():
+        values, keys, times, headers, _ = zip(*records, strict=True)
+        return _ordinary(values, keys, times, map(list, headers), compression, producer)
 
 
 def encode_many(
@@ -88,30 +92,23 @@ def encode_many(
 ) -> bytes:
     """Return one batch of these columns, the same bytes as `encode` gives. One timestamp stands for all, or each has its own.
 
-    Without keys and with one timestamp it runs at the speed of joins. Raises InvalidRequest for columns of unequal
-    length or without a value.
+    Values of `bytes` without keys and with one timestamp are put together at the speed of joins. Raises InvalidRequest for columns
+    of unequal length or without a value, and for what cannot be part of a record.
     """
     count = len(values)
     _check_some(count)
-    for name, column in (("keys", keys), ("timestamps_ms", timestamps_ms)):
-        if column is not None and not isinstance(column, int) and len(column) != count:
-            raise InvalidRequest(f"{count} values came with {len(column)} {name}; give one for each value")
-    if keys is None and isinstance(timestamps_ms, int):
-        try:
+    with _said_what_was_wrong():
+        for name, column in (("keys", keys), ("timestamps_ms", timestamps_ms)):
+            if column is not None and not isinstance(column, int) and len(column) != count:
+                raise InvalidRequest(f"{count} values came with {len(column)} {name}; give one for each value")
+        # Of bytes alone: a view's length counts its items, which may be larger than bytes, and None has none.
+        if keys is None and isinstance(timestamps_ms, int) and list(map(type, values)).count(bytes) == count:
             lengths = list(map(len, values))  # type: ignore[arg-type]
-        except TypeError:  # a None among them
-            pass
-        else:
             uniform = lengths.count(lengths[0]) == count
             body = _uniform_body(values, lengths[0]) if uniform else _any_body(values, lengths)  # type: ignore[arg-type]
             return _batch(body, count, timestamps_ms, timestamps_ms, compression, producer)
-    builder = _builder()
-    times = [timestamps_ms] * count if isinstance(timestamps_ms, int) else timestamps_ms
-    append = builder.append
-    nothing: list[object] = []
-    for index, (timestamp, key, value) in enumerate(zip(times, keys or [None] * count, values, strict=True)):
-        _appended(append(index, timestamp, key, value, nothing))
-    return _batch(bytes(builder.build())[HEADER_BYTES:], count, times[0], max(times), compression, producer)
+        times = [timestamps_ms] * count if isinstance(timestamps_ms, int) else timestamps_ms
+        return _ordinary(values, keys or [None] * count, times, repeat([], count), compression, producer)
 
 
 def decode(batch: Buffer, *, header: BatchHeader | None = None, limits: DecompressionLimits = _DEFAULT_LIMITS) -> list[Record]:
@@ -186,9 +183,40 @@ def _check_some(count: int) -> None:
         raise InvalidRequest("a batch of no records was to be encoded; give at least one")
 
 
-def _appended(metadata: object) -> None:
-    if metadata is None:  # the builder left the record out; the batch must not go without it
-        raise _too_large()
+def _ordinary(
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None],
+    times: Sequence[int],
+    headers: Iterable[list[tuple[str, bytes | None]]],
+    compression: str,
+    producer: Producer,
+) -> bytes:
+    """Return one batch by aiokafka's codec."""
+    builder = _builder()
+    append = builder.append
+    for index, (time, key, value, names) in enumerate(zip(times, _plain(keys), _plain(values), headers, strict=True)):
+        if append(index, time, key, value, names) is None:  # it left the record out; the batch must not go without it
+            raise _too_large()
+    _TIMES.pack(min(times), max(times))  # the pure codec would take any
+    return _batch(bytes(builder.build())[HEADER_BYTES:], len(values), times[0], max(times), compression, producer)
+
+
+def _plain(column: Sequence[bytes | None]) -> Sequence[bytes | None]:
+    """Return the column with bytes in place of other buffers: the pure codec would count their items, and copy their bytes."""
+    if set(map(type, column)) <= {bytes, NoneType}:
+        return column
+    return [value if value is None else bytes(memoryview(value)) for value in column]
+
+
+@contextmanager
+def _said_what_was_wrong() -> Iterator[None]:
+    """Raise what the codec says of values that are no bytes, or numbers out of range, as an error of the tree."""
+    try:
+        yield
+    except (TypeError, AttributeError, OverflowError, UnicodeError, struct.error) as error:
+        raise InvalidRequest(
+            f"records cannot be encoded: {error}; keys and values are bytes or None, names of headers text, times integers of 64 bits"
+        ) from error
 
 
 def _too_large() -> RecordTooLarge:
