@@ -2,7 +2,10 @@
 
 import json
 import runpy
+import tracemalloc
 from collections.abc import Callable
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from struct import pack, unpack_from
 from typing import Any
@@ -16,6 +19,7 @@ from tidelog.errors import CorruptSegment, InvalidRequest
 from tidelog.proto.v1.segment_pb2 import SegmentFooter
 from tidelog.records.batch import scan, stamp
 from tidelog.records.codec import encode_many
+from tidelog.segments import format as segment_format
 from tidelog.segments.format import ChunkSource, Origin, SegmentKind, decode, decode_footer, encode_intake, encode_merged, footer_start
 from tidelog.segments.keys import IntakeKey, MergedKey, parse_key
 
@@ -56,6 +60,23 @@ def test_golden_segments_are_read_and_made_again() -> None:
         source(chunk.topic_id, 0, MERGED[chunk.position : chunk.end]), ORIGIN, base_offset=1000, next_offset=2300
     )
     assert (b"".join(parts), written) == (MERGED, merged)
+
+
+def test_every_golden_segment_ever_released_is_read() -> None:
+    files = sorted(GOLDEN.glob("segment-v*.seg"))
+    assert {file.name for file in files} >= {"segment-v1-intake.seg", "segment-v1-merged.seg"}
+    for file in files:
+        version = int(file.name.removeprefix("segment-v").partition("-")[0])
+        content = file.read_bytes()
+        assert int.from_bytes(content[4:6], "little") == version
+        assert sum(chunk.record_count for chunk in decode(content).chunks) > 0
+
+
+def test_golden_files_never_change() -> None:
+    """A new version adds files, and their digests here; those of a released one stay as they are."""
+    known = sorted((GOLDEN / "SHA256SUMS").read_text().splitlines())
+    golden = [path for path in GOLDEN.iterdir() if path.suffix in (".bin", ".seg", ".json")]
+    assert sorted(f"{sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in golden) == known
 
 
 def test_the_footer_is_read_from_the_objects_tail_alone() -> None:
@@ -209,6 +230,98 @@ def test_what_is_encoded_is_decoded(chunks: dict[tuple[bytes, int], list[list[by
     parts, footer = encode_intake(sources, ORIGIN)
     assert decode(b"".join(parts)) == footer
     assert [(c.topic_id, c.partition) for c in footer.chunks] == sorted(chunks)
+
+
+# ---- more than the object can hold
+
+
+def sized(number: int, content: bytes) -> bytes:
+    """A field of protobuf that says its size."""
+    size = b""
+    left = len(content)
+    while left >= 0x80:
+        size += bytes([left & 0x7F | 0x80])
+        left >>= 7
+    return bytes([number << 3 | 2]) + size + bytes([left]) + content
+
+
+def with_footer(body: bytes, kind: int = 1) -> bytes:
+    return b"TIDE" + pack("<HH", 1, kind) + bytes(100) + body + pack("<II", len(body), crc32c(body)) + b"TIDE"
+
+
+BOMBS = {
+    "chunks": (1, b"\x3a\0" * 500_000),
+    "index entries": (2, sized(8, b"\x2a\0" * 500_000)),
+    "merged ranges of index entries": (2, sized(8, b"\x2a\0" * 600) * 1000),
+    "unknown fields": (1, b"\xf8\x07\0" * 400_000),
+    "unknown fields of a merged range": (2, sized(8, b"\xf8\x07\0" * 400_000)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_footer_that_would_grow_when_parsed_is_refused_before_it_takes_memory(name: str) -> None:
+    kind, body = BOMBS[name]
+    whole = with_footer(sized(1, b"c") + sized(2, b"b") + bytes([0x30, kind]) + body, kind)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptSegment, match="or more, but 100 bytes hold 1 and 1") as caught:
+            decode(whole)
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+    assert caught.value.position == 108
+
+
+def test_fields_of_later_releases_and_broken_ones_are_left_to_the_parser() -> None:
+    start = footer_start(INTAKE, size=len(INTAKE))
+    good = INTAKE[start:-12]
+    later = b"\xf8\x07\x05" + b"\xf9\x07" + bytes(8) + b"\xfd\x07" + bytes(4) + b"\xfa\x07\x03new"
+    for extra in (later, later * 100):
+        body = good + extra
+        assert decode(INTAKE[:start] + body + pack("<II", len(body), crc32c(body)) + b"TIDE") == decode(INTAKE)
+    for broken in (b"\xf8\x07", b"\xfa\x07\x7fx", b"\xfb\x07", b"\xfa\x07" + b"\xff" * 9 + b"\x7f", b"\xff" * 30):
+        body = good + broken
+        with pytest.raises(CorruptSegment, match="no SegmentFooter message"):
+            decode(INTAKE[:start] + body + pack("<II", len(body), crc32c(body)) + b"TIDE")
+
+
+# ---- what is never written
+
+
+def test_what_readers_would_refuse_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = encode_many([b"v" * 20])
+    one = source(b"t" * 16, 0, batch)
+    for sources, sentence in (
+        ([], "lists 0 chunks"),
+        ([one, one], "does not come after the one before it"),
+        ([source(b"short", 0, batch)], "ids have 16"),
+        ([ChunkSource(b"t" * 16, 0, [], [])], "a chunk of 0 bytes was to be made of batches of 0 bytes"),
+        ([ChunkSource(b"t" * 16, 0, [batch, batch], scan(batch))], r"a chunk of \d+ bytes was to be made of batches of \d+ bytes"),
+    ):
+        with pytest.raises(CorruptSegment, match=sentence):
+            encode_intake(sources, ORIGIN)
+    for base, end, sentence in ((5, 5, "cannot hold 1 records"), (-1, 1, "cannot hold"), (1, 2, "runs from offset 0 to 0, beyond 1 to 2")):
+        with pytest.raises(CorruptSegment, match=sentence):
+            encode_merged(one, ORIGIN, base_offset=base, next_offset=end)
+    for limit in ("MAX_SEGMENT_BYTES", "MAX_FOOTER_BYTES"):
+        with monkeypatch.context() as patched:
+            patched.setattr(segment_format, limit, 10)
+            with pytest.raises(CorruptSegment, match="a segment of 96 bytes and a footer of .* was to be made, but at most .* are read"):
+                encode_intake([one], ORIGIN)
+
+
+def test_a_merged_chunk_is_indexed_alike_however_its_batches_are_divided_into_parts() -> None:
+    [chunk] = decode(MERGED).chunks
+    data = MERGED[chunk.position : chunk.end]
+    headers = scan(data)
+    bounds = [header.position for header in headers] + [len(data)]
+    for number in (1, 2, len(headers)):
+        cuts = sorted({*bounds[:: -(-len(headers) // number)], len(data)})
+        parts = [memoryview(data)[start:end] for start, end in pairwise(cuts)]
+        assert len(parts) >= number
+        made, footer = encode_merged(ChunkSource(chunk.topic_id, 0, parts, headers), ORIGIN, base_offset=1000, next_offset=2300)
+        assert b"".join(made) == MERGED
+        assert footer == decode(MERGED)
 
 
 def test_keys_are_made_and_read() -> None:

@@ -6,15 +6,17 @@ Knows bytes only: not where objects are kept, nor what SQL says of them.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
+from itertools import islice, pairwise
 from struct import Struct
 
 from google.protobuf.message import DecodeError
 
 from tidelog.errors import CorruptBatch, CorruptSegment
 from tidelog.proto.v1 import segment_pb2
+from tidelog.records.batch import HEADER_BYTES as BATCH_HEADER_BYTES
 from tidelog.records.batch import BatchHeader, Buffer, scan
 from tidelog.records.checksum import crc32c
+from tidelog.segments.outline import fields
 
 VERSION = 1
 HEADER_BYTES = 8
@@ -26,6 +28,10 @@ INDEX_EVERY_BYTES = 65536
 _MAGIC = b"TIDE"
 _HEADER = Struct("<4sHH")
 _TRAILER = Struct("<II4s")
+_MERGED = 8
+"""Number of the footer's field that holds the sparse index."""
+_OTHER_FIELDS = 1000
+"""Fields of a footer that are neither chunks nor index entries, those of later releases among them."""
 
 
 class SegmentKind(IntEnum):
@@ -117,7 +123,10 @@ class ChunkSource:
 
 
 def encode_intake(sources: Iterable[ChunkSource], origin: Origin) -> tuple[list[Buffer], Footer]:
-    """Return an intake segment as parts, payload not copied, and its footer. Sources may come in any order."""
+    """Return an intake segment as parts, payload not copied, and its footer. Sources may come in any order.
+
+    Raises CorruptSegment, as `encode_merged` does, rather than make what readers would refuse.
+    """
     chunks: list[Chunk] = []
     parts: list[Buffer] = [_HEADER.pack(_MAGIC, VERSION, SegmentKind.INTAKE)]
     position = HEADER_BYTES
@@ -133,9 +142,9 @@ def encode_intake(sources: Iterable[ChunkSource], origin: Origin) -> tuple[list[
 def encode_merged(source: ChunkSource, origin: Origin, *, base_offset: int, next_offset: int) -> tuple[list[Buffer], Footer]:
     """Return a merged segment of stamped batches as parts, and its footer with the sparse index."""
     chunk = _chunk(source, HEADER_BYTES)
-    epochs = [header.leader_epoch for header in source.headers]
-    index = _index(b"".join(source.parts), source.headers)
-    footer = Footer(SegmentKind.MERGED, origin, (chunk,), MergedRange(base_offset, next_offset, epochs[0], epochs[-1], index))
+    index = _index(source.parts, source.headers)
+    first_epoch, last_epoch = source.headers[0].leader_epoch, source.headers[-1].leader_epoch
+    footer = Footer(SegmentKind.MERGED, origin, (chunk,), MergedRange(base_offset, next_offset, first_epoch, last_epoch, index))
     return [_HEADER.pack(_MAGIC, VERSION, SegmentKind.MERGED), *source.parts, *_ending(footer)], footer
 
 
@@ -144,6 +153,9 @@ def _chunk(source: ChunkSource, position: int) -> Chunk:
     for part in source.parts:
         checksum = crc32c(part, checksum)
         length += len(part)
+    sizes = sum(header.size for header in source.headers)
+    if length != sizes or not sizes:
+        raise CorruptSegment(f"a chunk of {length} bytes was to be made of batches of {sizes} bytes", position=position)
     return Chunk(
         topic_id=source.topic_id,
         partition=source.partition,
@@ -156,8 +168,8 @@ def _chunk(source: ChunkSource, position: int) -> Chunk:
     )
 
 
-def _index(data: bytes, headers: Sequence[BatchHeader]) -> tuple[IndexEntry, ...]:
-    """Return the sparse index that a merged chunk has: the writer's, and the reader's to compare with."""
+def _index(parts: Iterable[Buffer], headers: Sequence[BatchHeader]) -> tuple[IndexEntry, ...]:
+    """Return the sparse index that the merged chunk of these bytes has: the writer's, and the reader's to compare with."""
     starts: list[tuple[int, int, int]] = []  # offset, position in the chunk, largest timestamp before
     position = 0
     largest = 0
@@ -167,11 +179,24 @@ def _index(data: bytes, headers: Sequence[BatchHeader]) -> tuple[IndexEntry, ...
         largest = max(largest, header.max_timestamp_ms)
         position += header.size
     ends = [*starts[1:], (0, position, largest)]
-    view = memoryview(data)
+    checksums = _checksums(parts, (end - start for (_, start, _), (_, end, _) in zip(starts, ends, strict=True)))
     return tuple(
-        IndexEntry(offset, most, HEADER_BYTES + start, crc32c(view[start:end]))
-        for (offset, start, _), (_, end, most) in zip(starts, ends, strict=True)
+        IndexEntry(offset, most, HEADER_BYTES + start, checksum)
+        for (offset, start, _), (_, _, most), checksum in zip(starts, ends, checksums, strict=True)
     )
+
+
+def _checksums(parts: Iterable[Buffer], lengths: Iterable[int]) -> Iterator[int]:
+    """Yield the CRC-32C of consecutive runs of so many bytes, without joining the parts."""
+    views = iter([memoryview(part) for part in parts])
+    view = memoryview(b"")
+    for length in lengths:
+        checksum, left = 0, length
+        while left:
+            view = view or next(views)
+            checksum = crc32c(view[:left], checksum)
+            view, left = view[left:], left - min(left, len(view))
+        yield checksum
 
 
 def _ending(footer: Footer) -> list[bytes]:
@@ -208,6 +233,15 @@ def _ending(footer: Footer) -> list[bytes]:
                 offset=entry.offset, max_timestamp_ms=entry.max_timestamp_ms, position=entry.position, crc32c=entry.crc32c
             )
     body = message.SerializeToString(deterministic=True)
+    _check_chunks(footer, start := footer.chunks[-1].end if footer.chunks else HEADER_BYTES)
+    if footer.merged is not None:
+        _check_range(footer.merged, footer.chunks[0], start)
+    if len(body) > MAX_FOOTER_BYTES or start + len(body) + TRAILER_BYTES > MAX_SEGMENT_BYTES:
+        raise CorruptSegment(
+            f"a segment of {start} bytes and a footer of {len(body)} was to be made, but at most {MAX_SEGMENT_BYTES} in all and"
+            f" {MAX_FOOTER_BYTES} are read",
+            position=start,
+        )
     return [body, _TRAILER.pack(len(body), crc32c(body), _MAGIC)]
 
 
@@ -245,6 +279,7 @@ def decode_footer(tail: Buffer, *, size: int) -> Footer:
     found = crc32c(body)
     if found != expected:
         raise CorruptSegment(f"the footer's CRC-32C says {expected:#010x}, but its bytes give {found:#010x}", position=start)
+    _check_counts(body, start)
     try:
         message = segment_pb2.SegmentFooter.FromString(bytes(body))
     except DecodeError as error:
@@ -285,6 +320,26 @@ def decode_chunk(data: Buffer, chunk: Chunk) -> list[BatchHeader]:
         raise CorruptSegment(f"{_name(chunk)}: {error.problem}", position=chunk.position + error.position) from error
     _raise_first(count_defects(headers, chunk))
     return headers
+
+
+def _check_counts(body: memoryview, start: int) -> None:
+    """Refuse more chunks or index entries than the bytes before the footer can hold."""
+    room = start - HEADER_BYTES
+    most_chunks, most_entries = room // BATCH_HEADER_BYTES, room // INDEX_EVERY_BYTES + 1
+    count = entries = 0
+    for count, (number, content) in enumerate(fields(body), 1):
+        if count > most_chunks + _OTHER_FIELDS:
+            break
+        if number == _MERGED:
+            entries += sum(1 for _ in islice(fields(content), most_entries + _OTHER_FIELDS + 1))
+            if entries > most_entries + _OTHER_FIELDS:
+                break
+    else:
+        return
+    raise CorruptSegment(
+        f"the footer lists {count} chunks and {entries} index entries or more, but {room} bytes hold {most_chunks} and {most_entries}",
+        position=start,
+    )
 
 
 def _footer(message: segment_pb2.SegmentFooter, start: int) -> Footer:
@@ -388,7 +443,7 @@ def stamped_defects(headers: Sequence[BatchHeader], chunk: Chunk, merged: Merged
 
 def index_defects(data: Buffer, headers: Sequence[BatchHeader], chunk: Chunk, merged: MergedRange) -> Iterator[CorruptSegment]:
     """Yield what is wrong with the sparse index of a merged chunk, given all of its batches."""
-    index = _index(bytes(data), headers)
+    index = _index([data], headers)
     for found, claimed in zip(index, merged.index, strict=False):
         if found != claimed:
             yield CorruptSegment(f"the sparse index says {claimed}, but the bytes give {found}", position=claimed.position)
