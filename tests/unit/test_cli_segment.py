@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from tidelog.clock import SystemClock
 from tidelog.errors import CorruptSegment
 from tidelog.objects.s3 import S3Settings, open_s3
 from tidelog.randomness import system_random
-from tidelog.segments.format import decode
+from tidelog.segments.format import MAX_SEGMENT_BYTES, decode
 from tidelog.segments.inspection import inspect
 from typer.testing import CliRunner
 
@@ -106,6 +109,28 @@ def test_an_inspection_finds_a_defect_exactly_where_readers_refuse(name: str, da
         assert refused_at in {defect.position for defect in found.defects}
 
 
+def test_what_is_larger_than_any_segment_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.seg").open("wb") as file:
+        file.truncate(MAX_SEGMENT_BYTES + 1)
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused = CliRunner().invoke(app, ["segment", "dump", str(tmp_path / "large.seg")])
+    assert refused.exit_code == 1
+    assert "more than 1073741824 bytes, which no segment has" in refused.stderr
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 64 * 1024  # KiB
+
+
+def test_a_pipe_and_a_name_with_a_space_are_read(tmp_path: Path) -> None:
+    segment = (GOLDEN / "segment-v1-intake.seg").read_bytes()
+    (tmp_path / "with space.seg").write_bytes(segment)
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(segment,))
+    writer.start()
+    for source in (f"file://{tmp_path}/with%20space.seg", str(tmp_path / "with space.seg"), str(tmp_path / "pipe")):
+        shown = CliRunner().invoke(app, ["segment", "dump", source])
+        assert (shown.exit_code, "every checksum is right" in shown.output) == (0, True)
+    writer.join()
+
+
 def test_a_segment_in_a_bucket_is_read_from_there(s3_settings: S3Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     segment = (GOLDEN / "segment-v1-intake.seg").read_bytes()
 
@@ -124,3 +149,8 @@ def test_a_segment_in_a_bucket_is_read_from_there(s3_settings: S3Settings, monke
     missing = CliRunner().invoke(app, ["segment", "dump", f"{url}.none"])
     assert missing.exit_code == 1
     assert "there is no object of that key" in missing.stderr
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    named = CliRunner().invoke(app, ["segment", "dump", f"{url}?endpoint={s3_settings.endpoint_url}&path_style=true"])
+    assert named.stdout == shown.stdout
+    mistyped = CliRunner().invoke(app, ["segment", "dump", f"{url}?end_point=http://127.0.0.1"])
+    assert (mistyped.exit_code, "did you mean endpoint?" in mistyped.stderr) == (1, True)

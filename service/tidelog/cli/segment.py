@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
 import typer
 
@@ -22,7 +23,13 @@ def _segment() -> None:
 
 @app.command()
 def dump(
-    source: Annotated[str, typer.Argument(metavar="FILE-or-URL", help="A file, a file:// URL, or s3://BUCKET/KEY.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE-or-URL",
+            help="A file, a file:// URL, or s3://BUCKET/KEY, with ?endpoint=…&region=…&path_style=true where need be.",
+        ),
+    ],
     output: Output = Format.TEXT,
 ) -> None:
     """Check a segment, and show what is in it.
@@ -68,32 +75,39 @@ def _content(source: str) -> bytes:
     if source.startswith("s3://"):
         with server_packages():
             return _from_s3(source)
-    path = Path(source.removeprefix("file://"))
+    from tidelog.segments.format import MAX_SEGMENT_BYTES
+
+    path = Path(unquote(source.removeprefix("file://"))) if source.startswith("file://") else Path(source)
     _check_size(path.stat().st_size)
-    return path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(MAX_SEGMENT_BYTES + 1)  # a pipe or a device has no size of its own
+    _check_size(len(data))
+    return data
 
 
 def _check_size(size: int) -> None:
-    """Refuse what cannot be a segment before it is read."""
+    """Refuse what cannot be a segment."""
     from tidelog.errors import CorruptSegment
     from tidelog.segments.format import MAX_SEGMENT_BYTES
 
     if size > MAX_SEGMENT_BYTES:
-        raise CorruptSegment(f"the object has {size} bytes, but a segment has at most {MAX_SEGMENT_BYTES}", position=0)
+        raise CorruptSegment(f"the object has more than {MAX_SEGMENT_BYTES} bytes, which no segment has", position=0)
 
 
 def _from_s3(url: str) -> bytes:
     import asyncio
-    import os
+    from dataclasses import replace
 
     from tidelog.clock import SystemClock
-    from tidelog.objects.s3 import S3Settings, open_s3
+    from tidelog.config import Settings
+    from tidelog.objects.s3 import open_s3
     from tidelog.randomness import system_random
+    from tidelog.server.stores import s3_settings
 
-    bucket, _, key = url.removeprefix("s3://").partition("/")
+    settings = s3_settings(Settings(bucket=url))
+    key, settings = settings.prefix, replace(settings, prefix="")
 
     async def read() -> bytes:
-        settings = S3Settings(bucket=bucket, endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
         store = await open_s3(settings, clock=SystemClock(), chance=system_random())
         try:
             size = (await store.head(key)).size
