@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from tidelog.clock import SystemClock
 from tidelog.executors import ThreadExecutor
+from tidelog.metrics import Metrics
 from tidelog.objects.faults import FaultRates, FaultyStore
+from tidelog.objects.latency import Latencies, Latency, SlowStore
 from tidelog.objects.local import open_directory
 from tidelog.objects.memory import MemoryStore
+from tidelog.objects.metered import MeteredObjectStore
 from tidelog.objects.s3 import S3Settings, open_s3
 from tidelog.objects.store import ObjectStore
 
@@ -67,7 +70,7 @@ def localstack_settings(localstack_endpoint: str, monkeypatch: pytest.MonkeyPatc
     return replace(new_bucket(localstack_endpoint, monkeypatch), addressing_style="path")
 
 
-@pytest.fixture(params=["memory", "directory", "faulty", "s3", pytest.param("localstack", marks=pytest.mark.localstack)])
+@pytest.fixture(params=["memory", "directory", "faulty", "slow", "metered", "s3", pytest.param("localstack", marks=pytest.mark.localstack)])
 async def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
@@ -80,6 +83,10 @@ async def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
             )
         elif request.param == "faulty":
             store = FaultyStore(MemoryStore(clock=clock), clock=clock, chance=random.Random(1), rates=FaultRates())
+        elif request.param == "slow":
+            store = SlowStore(MemoryStore(clock=clock), chance=random.Random(1), latencies=Latencies(*[Latency(0.1, 0.2)] * 5))
+        elif request.param == "metered":
+            store = MeteredObjectStore(MemoryStore(clock=clock), metrics=Metrics(), clock=clock)
         else:
             store = await open_s3(request.getfixturevalue(f"{request.param}_settings"), clock=clock, chance=random.Random(1))
         stack.push_async_callback(store.close)

@@ -47,6 +47,11 @@ class Settings(BaseModel):
     s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
         "auto", description="Whether the bucket is named in the path or in the host. `?path_style=true` in the URL goes before."
     )
+    s3_sign_bodies: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether a write's signature covers its body; auto: where the connection is not TLS."
+        " A checksum that the server verifies is sent in any case.",
+    )
     s3_connect_timeout_ms: int = _milliseconds(2000, ge=1, description="Making one connection to S3 is given up after this.")
     s3_read_timeout_ms: int = _milliseconds(15_000, ge=1, description="A request to S3 is given up when nothing comes for this long.")
     s3_attempt_timeout_ms: int = _milliseconds(30_000, ge=1, description="One request to S3, its body included, is given up after this.")

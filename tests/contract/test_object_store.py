@@ -140,6 +140,13 @@ async def test_keys_that_some_store_cannot_hold_are_refused_by_all(object_store:
             await asked
 
 
+@pytest.mark.parametrize(("position", "length"), [(-1, 1), (0, 0), (5, -1), (-3, 0)])
+async def test_what_is_no_range_of_bytes_is_refused(object_store: ObjectStore, position: int, length: int) -> None:
+    await object_store.put_new("k", [b"0123456789"])
+    with pytest.raises(InvalidRequest, match=f"{length} bytes from position {position} were asked for; ask for at least 1"):
+        await object_store.get_range("k", position, length)
+
+
 async def test_a_cancelled_write_leaves_a_whole_object_or_none(object_store: ObjectStore) -> None:
     content = b"x" * 3_000_000
     for number in range(5):

@@ -1,6 +1,7 @@
 """The S3 store against a real server behind a proxy that misbehaves: each fault, and the sentence it leads to."""
 
 import asyncio
+import gc
 import random
 import socket
 import ssl
@@ -28,13 +29,15 @@ async def misbehaving(settings: S3Settings, rule: Rule, *, tls: ssl.SSLContext |
     """A store whose every request passes `rule`, which may forward it, answer by itself, or break off."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        body = await request.read()
+        request["body"] = await request.read()
 
         async def forward() -> web.Response:
             dropped = request.get("drop", ())
             passed = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
             url = f"{settings.endpoint_url}{request.raw_path}"
-            async with upstream.request(request.method, url, data=body, headers=passed, skip_auto_headers=["Content-Type"]) as answer:
+            async with upstream.request(
+                request.method, url, data=request["body"], headers=passed, skip_auto_headers=["Content-Type"]
+            ) as answer:
                 content = await answer.read()
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("content-length", "transfer-encoding", "connection")}
                 if request.method == "HEAD":
@@ -440,6 +443,54 @@ async def test_over_plain_http_the_signature_covers_the_body(s3_settings: S3Sett
     assert put.headers["x-amz-content-sha256"] == sha256(b"".join(parts)).hexdigest()
 
 
+@pytest.mark.parametrize(("choice", "secure", "signed"), [("always", True, True), ("never", False, False), ("never", True, False)])
+async def test_whether_a_signature_covers_the_body_can_be_chosen(
+    s3_settings: S3Settings, tls: ssl.SSLContext, choice: str, secure: bool, signed: bool
+) -> None:
+    puts: list[web.Request] = []
+    async with misbehaving(s3_settings, noting(puts), tls=tls if secure else None, sign_bodies=choice) as store:
+        await store.put_new("k", [b"x" * 300_000])
+        assert await store.get_range("k", 0, 1 << 20) == b"x" * 300_000
+    [put] = puts
+    assert put.headers["x-amz-content-sha256"] == (sha256(b"x" * 300_000).hexdigest() if signed else "UNSIGNED-PAYLOAD")
+    assert put.headers["x-amz-checksum-crc32c"] == b64encode(crc32c(b"x" * 300_000).to_bytes(4, "big")).decode()
+
+
+async def test_an_endpoint_of_the_environment_is_used_named_and_signed_for_as_its_connection_needs(
+    s3_settings: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puts: list[web.Request] = []
+    async with misbehaving(s3_settings, noting(puts)) as proxied:
+        endpoint = proxied.place.rpartition(" ")[2]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        store = await open_s3(replace(s3_settings, endpoint_url=None), clock=SystemClock(), chance=random.Random(1))
+        await store.put_new("k", [b"body"])
+        assert store.place == f"s3://{s3_settings.bucket}/pre/fix at {endpoint}"
+        await store.close()
+    assert [put.headers["x-amz-content-sha256"] for put in puts] == [sha256(b"body").hexdigest()]
+
+
+async def test_a_write_that_fails_after_its_caller_was_cancelled_is_nobodys_complaint(s3_settings: S3Settings) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    arrived, released = asyncio.Event(), asyncio.Event()
+
+    async def held(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        arrived.set()
+        await released.wait()
+        return await refusing(403, "AccessDenied")(request, forward)
+
+    async with misbehaving(s3_settings, in_turn("PUT", held)) as store:
+        caller = asyncio.ensure_future(store.put_new("k", [b"x"]))
+        await arrived.wait()
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        released.set()
+    del caller
+    gc.collect()
+    assert complaints == []
+
+
 async def test_a_server_whose_authority_is_unknown_is_named(
     s3_settings: S3Settings, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,6 +520,7 @@ async def test_surroundings_that_must_be_mended_are_named(s3_settings: S3Setting
         ({"bucket": ""}, "its name is empty; set the bucket"),
         ({"endpoint_url": "localhost:9000"}, "is no URL; write it with http:// or https:// in front"),
         ({"addressing_style": "dns"}, "use path, virtual or auto"),
+        ({"sign_bodies": "sometimes"}, "sign_bodies is 'sometimes'; use auto, always or never"),
         ({"max_attempts": 0}, "max_attempts is 0; it must be at least 1"),
         ({"hedge_most_share": 5}, "hedge_most_share is 5; it is a share from 0 to 1"),
     ],

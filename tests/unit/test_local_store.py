@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import random
 import signal
@@ -434,6 +435,41 @@ async def test_a_name_that_may_have_been_given_is_unknown_not_undone(store: Dire
         with pytest.raises(StoreOutcomeUnknown, match="may be written, or not"):
             await store.put_new("a/b", [b"x"])
     await store.put_new("a/b", [b"x"])
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+async def test_a_file_system_without_hard_links_is_named(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Without them no key is written once: I3."""
+
+    def unsupported(_source: Path, _target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", unsupported)
+    with pytest.raises(StoreUnusable, match="without hard links .*, by which a key is written once; name a directory on another"):
+        await store.put_new("k", [b"x"])
+    assert [found async for found in store.list()] == []
+
+
+async def test_a_write_that_fails_after_its_caller_was_cancelled_is_nobodys_complaint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+
+    def full(_path: Path, _parts: object) -> None:
+        time.sleep(0.05)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local, "_write", full)
+    store = open_directory(tmp_path, clock=SystemClock(), chance=system_random(), executor=ThreadExecutor("objects", threads=1))
+    task = asyncio.ensure_future(store.put_new("k", [b"x"]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    await store.close()
+    del task
+    gc.collect()
+    assert complaints == []
 
 
 async def test_writes_that_the_system_cuts_short_are_completed(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

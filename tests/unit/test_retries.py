@@ -62,6 +62,24 @@ async def test_the_deadline_ends_the_attempts_before_their_number_does() -> None
         await retried(slow, PATIENCE, asked="GET", changes=False, clock=clock, chance=Draws())
 
 
+@pytest.mark.parametrize("changes", [True, False])
+async def test_a_wait_that_lasts_beyond_the_deadline_is_not_followed_by_an_attempt_without_time(changes: bool) -> None:
+    """A machine may sleep meanwhile. An attempt that cannot be sent any more must not count as one that may have happened."""
+    clock = HandClock()
+    attempts = 0
+
+    async def refuse() -> None:
+        nonlocal attempts
+        attempts += 1
+        asyncio.get_running_loop().call_later(0, setattr, clock, "now", 100.0)
+        raise AttemptFailed("busy", may_happen=False)
+
+    patience = Patience(max_attempts=5, attempt_timeout_ms=1_000, deadline_ms=10_000, backoff_base_ms=20, backoff_most_ms=20)
+    with pytest.raises(StoreUnavailable, match="PUT failed 1 times, at last with busy"):
+        await retried(refuse, patience, asked="PUT", changes=changes, clock=clock, chance=random.Random(1))
+    assert attempts == 1
+
+
 @pytest.mark.parametrize("unknown_at", range(5))
 async def test_one_unknown_attempt_makes_the_whole_write_unknown(unknown_at: int) -> None:
     attempts = iter(range(5))

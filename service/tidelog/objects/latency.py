@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from tidelog.executors import Effects
 from tidelog.objects.store import Bytes, ObjectInfo, ObjectStore
 from tidelog.randomness import Random
 
@@ -49,11 +50,11 @@ class SlowStore:
         self._store = store
         self._chance = chance
         self._latencies = latencies or Latencies()
+        self._writes = Effects()
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object after a while. See `ObjectStore.put_new`."""
-        await self._wait(self._latencies.put, sum(memoryview(part).nbytes for part in parts))
-        await self._store.put_new(key, parts)
+        await self._writes.run(self._put(key, parts))  # I5: a cancelled caller does not stop the write
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object after a while. See `ObjectStore.get_range`."""
@@ -82,8 +83,13 @@ class SlowStore:
         return await self._store.delete_many(keys)
 
     async def close(self) -> None:
-        """Close the wrapped store."""
+        """Wait for writes that have begun, then close the wrapped store."""
+        await self._writes.settled()
         await self._store.close()
+
+    async def _put(self, key: str, parts: Sequence[Bytes]) -> None:
+        await self._wait(self._latencies.put, sum(memoryview(part).nbytes for part in parts))
+        await self._store.put_new(key, parts)
 
     async def _wait(self, latency: Latency, size: int = 0) -> None:
         await asyncio.sleep(latency.draw_seconds(self._chance) + size / self._latencies.bytes_per_second)

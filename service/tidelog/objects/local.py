@@ -4,7 +4,6 @@ A new object is written beside its place, synced, and linked to its name, which 
 writer wins, also among processes, and nobody ever sees half an object. Folders are made as keys need them, and stay.
 """
 
-import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -16,8 +15,8 @@ from typing import ParamSpec, TypeVar
 
 from tidelog.clock import Clock
 from tidelog.errors import InvalidRequest, ObjectExists, ObjectNotFound, StoreError, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
-from tidelog.executors import Executor
-from tidelog.objects.store import Bytes, ObjectInfo, check_key
+from tidelog.executors import Effects, Executor
+from tidelog.objects.store import Bytes, ObjectInfo, check_key, check_range
 from tidelog.randomness import Random, new_uuid
 
 P = ParamSpec("P")
@@ -33,6 +32,7 @@ _MOST_FOLDERS = 10_000
 _COMPARED_AT_ONCE = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PASSING = (errno.ENOMEM, errno.EAGAIN, errno.EBUSY)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_ANSWER = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EINTR)
 """What a disk, or a file system on a network, says where it lost its own answer."""
 
@@ -48,19 +48,17 @@ class DirectoryStore:
         self._clock = clock
         self._chance = chance
         self._executor = executor
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes = Effects()
         self._synced: set[Path] = set()
         """Folders that this process knows to be durable."""
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object once, synced with its folders. See `ObjectStore.put_new`."""
-        task = asyncio.ensure_future(self._run(key, self._put, key, self._path(key), parts, new_uuid(self._chance)))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        await asyncio.shield(task)  # I5: a cancelled caller does not stop the write
+        await self._writes.run(self._run(key, self._put, key, self._path(key), parts, new_uuid(self._chance)))
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object. See `ObjectStore.get_range`."""
+        check_range(position, length)
         return await self._run(key, _read, self._path(key), position, length)
 
     async def head(self, key: str) -> ObjectInfo:
@@ -84,8 +82,7 @@ class DirectoryStore:
 
     async def close(self) -> None:
         """Wait for file work that has begun."""
-        if self._writes:
-            await asyncio.wait(self._writes)
+        await self._writes.settled()
         await self._executor.close()
 
     def _path(self, key: str) -> Path:
@@ -229,6 +226,11 @@ def _link(temporary: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise StoreUnusable(
+                f"{str(path.parent)!r} lies on a file system without hard links ({error.strerror}), by which a key is written once;"
+                " name a directory on another"
+            ) from error
         if error.errno in _NO_ANSWER:  # I5
             raise StoreOutcomeUnknown(f"{str(path)!r} may be written, or not ({error.strerror}); write the same again") from error
         raise

@@ -7,7 +7,7 @@ from crc32c import crc32c
 
 from tidelog.clock import Clock
 from tidelog.errors import ObjectExists, ObjectNotFound
-from tidelog.objects.store import Bytes, ObjectInfo, check_key
+from tidelog.objects.store import Bytes, ObjectInfo, check_key, check_range
 
 
 class MemoryStore:
@@ -28,6 +28,7 @@ class MemoryStore:
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object. See `ObjectStore.get_range`."""
+        check_range(position, length)
         return self._stored(key)[0][position : position + length]
 
     async def head(self, key: str) -> ObjectInfo:

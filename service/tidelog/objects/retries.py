@@ -63,6 +63,8 @@ async def retried(attempt: Callable[[], Awaitable[T]], patience: Patience, *, as
         if number == patience.max_attempts or clock.monotonic() + pause >= deadline:
             break
         await asyncio.sleep(pause)
+        if clock.monotonic() >= deadline:  # slept longer than asked: an attempt that cannot be sent any more would count as unknown
+            break
     told = f"{asked} failed {number} times, at last with {problem}"
     if may_have_happened:
         raise StoreOutcomeUnknown(f"{told}; it may have happened, or may happen later: send the same again")

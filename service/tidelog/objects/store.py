@@ -49,7 +49,7 @@ class ObjectStore(Protocol):
         truncated or damaged body is read again, and then StoreUnavailable. `length` ≥ 1; beginning at or beyond the
         object's end gives `b""`.
 
-        Raises ObjectNotFound, StoreUnavailable, StoreUnusable.
+        Raises InvalidRequest, ObjectNotFound, StoreUnavailable, StoreUnusable.
         """
         ...
 
@@ -94,3 +94,9 @@ def check_key(key: str) -> str:
             " between slashes have at most 255, are not empty, '.' or '..', and do not begin with '.tmp-'"
         )
     return key
+
+
+def check_range(position: int, length: int) -> None:
+    """Raise InvalidRequest where that is no range of bytes: stores would differ in what they make of it."""
+    if position < 0 or length < 1:
+        raise InvalidRequest(f"{length} bytes from position {position} were asked for; ask for at least 1, from position 0 or later")

@@ -15,10 +15,12 @@ class S3Settings:
     prefix: str = ""
     """Put before every key, with a slash between."""
     endpoint_url: str | None = None
-    """None: AWS."""
+    """None: what the usual AWS variables and files say, else AWS."""
     region: str = "us-east-1"
     addressing_style: str = "auto"
     """`path`, `virtual` or `auto`."""
+    sign_bodies: str = "auto"
+    """Whether a write's signature covers its body: `auto` (where TLS does not protect it), `always` or `never`."""
     connect_timeout_ms: int = 2_000
     read_timeout_ms: int = 15_000
     """Limit on silence of the server within a request."""
@@ -47,6 +49,8 @@ class S3Settings:
             raise InvalidSettings(f"S3 endpoint {self.endpoint_url!r} is no URL; write it with http:// or https:// in front")
         if self.addressing_style not in ("path", "virtual", "auto"):
             raise InvalidSettings(f"S3 addressing style {self.addressing_style!r} is unknown; use path, virtual or auto")
+        if self.sign_bodies not in ("auto", "always", "never"):
+            raise InvalidSettings(f"S3 setting sign_bodies is {self.sign_bodies!r}; use auto, always or never")
         for name in ("connect_timeout_ms", "read_timeout_ms", "attempt_timeout_ms", "max_attempts", "deadline_ms", "max_connections"):
             if getattr(self, name) < 1:
                 raise InvalidSettings(f"S3 setting {name} is {getattr(self, name)}; it must be at least 1")
@@ -64,8 +68,3 @@ class S3Settings:
             backoff_base_ms=self.backoff_base_ms,
             backoff_most_ms=self.backoff_most_ms,
         )
-
-    @property
-    def place(self) -> str:
-        """The bucket, prefix and endpoint, for people."""
-        return f"s3://{self.bucket}/{self.prefix} at {self.endpoint_url or 'AWS ' + self.region}"

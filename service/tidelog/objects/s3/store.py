@@ -4,12 +4,12 @@ botocore's own retries are off: `verdicts` says what an attempt's failure means,
 `hedging` sends slow requests twice.
 """
 
-import asyncio
 import itertools
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiobotocore.config import AioConfig
@@ -19,12 +19,14 @@ from crc32c import crc32c
 
 from tidelog.clock import Clock
 from tidelog.errors import ObjectExists, StoreError, StoreUnusable
+from tidelog.executors import Effects
 from tidelog.objects.hedging import Hedger
 from tidelog.objects.retries import AttemptFailed, retried
+from tidelog.objects.s3 import answers
 from tidelog.objects.s3.bodies import Content, Upload, send_once
 from tidelog.objects.s3.settings import S3Settings
 from tidelog.objects.s3.verdicts import status_of, translated
-from tidelog.objects.store import Bytes, ObjectInfo, check_key
+from tidelog.objects.store import Bytes, ObjectInfo, check_key, check_range
 from tidelog.randomness import Random
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class S3Store:
             )
             for _ in range(2)
         )
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes = Effects()
         self.requests: Counter[str] = Counter()
         """How many requests were sent, by operation: put, get, head, list, delete."""
         self.retries = 0
@@ -68,7 +70,7 @@ class S3Store:
     @property
     def place(self) -> str:
         """The bucket, prefix and endpoint, for people."""
-        return self._settings.place
+        return f"s3://{self._settings.bucket}/{self._settings.prefix} at {self._client.meta.endpoint_url}"
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object once, with a checksum that the server verifies. See `ObjectStore.put_new`.
@@ -82,14 +84,12 @@ class S3Store:
             if not await self._puts.run(lambda: self._put(key, content)):
                 await self._check_that_it_is_ours(key, content)
 
-        task = asyncio.ensure_future(self._retried("PUT", key, attempt, changes=True))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        await asyncio.shield(task)
+        await self._writes.run(self._retried("PUT", key, attempt, changes=True))
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object, its length and, where it is the whole, its checksum checked. See `ObjectStore.get_range`."""
         check_key(key)
+        check_range(position, length)
         return await self._retried("GET", key, lambda: self._gets.run(lambda: self._get(key, position, length)))
 
     async def head(self, key: str) -> ObjectInfo:
@@ -99,12 +99,13 @@ class S3Store:
 
     async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
         """Iterate over objects, a page at a time. See `ObjectStore.list`."""
+        token: str | None = None
         while True:
-            page = await self._retried("LIST", prefix, lambda after=start_after: self._page(prefix, after))  # type: ignore[misc]  # a default binds the loop's value
-            for found in page.get("Contents", ()):
-                start_after = found["Key"][len(self._prefix) :]
-                yield ObjectInfo(start_after, found["Size"], _milliseconds(found))
-            if not page.get("IsTruncated"):
+            page, token = await self._retried("LIST", prefix, partial(self._page, prefix, start_after, token))
+            for found in page:
+                yield found
+                start_after = found.key
+            if token is None:
                 return
 
     async def delete_many(self, keys: Sequence[str]) -> dict[str, str]:
@@ -115,21 +116,20 @@ class S3Store:
         for first in range(0, len(keys), _DELETE_AT_ONCE):
             some = keys[first : first + _DELETE_AT_ONCE]
             asked = some[0] if len(some) == 1 else f"{some[0]} and {len(some) - 1} more"
-            refused |= await self._retried("DELETE", asked, lambda some=some: self._delete(some), changes=True)  # type: ignore[misc]  # as above
+            refused |= await self._retried("DELETE", asked, partial(self._delete, some), changes=True)
         return refused
 
     async def close(self) -> None:
         """Wait for writes that have begun (they have their deadline), then close all connections."""
-        if self._writes:
-            await asyncio.wait(self._writes)
+        await self._writes.settled()
         await self._stack.aclose()
 
     async def _put(self, key: str, content: Content) -> bool:
-        """Send one conditional PUT. Returns False where the key is taken."""
+        """Send one conditional PUT. Returns False where the key is taken, or holds other bytes by what the server says."""
         body = Upload(content)
         with self._request("PUT", key, sent=lambda: body.sent):
             try:
-                await self._client.put_object(
+                answer = await self._client.put_object(
                     Bucket=self._settings.bucket,
                     Key=self._prefix + key,
                     Body=body,  # type: ignore[arg-type]  # the part of a file that is looked for
@@ -141,7 +141,7 @@ class S3Store:
                 if status_of(error) == 412:
                     return False
                 raise
-        return True
+            return answers.confirmed(answer, content.crc32c)
 
     async def _check_that_it_is_ours(self, key: str, content: Content) -> None:
         """Return if a key that is taken holds these bytes: an earlier attempt's, whose answer was lost (I5)."""
@@ -172,33 +172,32 @@ class S3Store:
                     return b""
                 raise
             async with answer["Body"] as body:
-                if "ContentRange" not in answer:
-                    raise StoreUnusable(f"GET of {key!r} in {self.place} asked for a range, but all came; use a store that honours ranges")
-                total = int(answer["ContentRange"].rpartition("/")[2])
-                wanted = max(0, min(length, total - position))
-                if answer["ContentLength"] != wanted:
-                    raise AttemptFailed(f"{wanted} bytes were asked for, but {answer['ContentLength']} came", may_happen=False)
+                promise = answers.promised(answer, position, length, asked=self._asked("GET", key))
                 content: bytes = await body.read()
-        promised = _checksum(answer) if wanted == total else None
-        if len(content) != wanted or promised not in (None, crc32c(content)):
-            raise AttemptFailed(f"{wanted} bytes were promised, but {len(content)} came, or other ones than were written", may_happen=False)
+        if len(content) != promise.size or promise.crc32c not in (None, crc32c(content)):
+            raise AttemptFailed(
+                f"{promise.size} bytes were promised, but {len(content)} came, or other ones than were written", may_happen=False
+            )
         return content
 
     async def _head(self, key: str) -> ObjectInfo:
         with self._request("HEAD", key, reads=True):
             answer = await self._client.head_object(Bucket=self._settings.bucket, Key=self._prefix + key, ChecksumMode="ENABLED")
-        return ObjectInfo(key, answer["ContentLength"], _milliseconds(answer), _checksum(answer))
+            return answers.described(key, answer)
 
-    async def _page(self, prefix: str, start_after: str) -> Any:
-        after = {"StartAfter": self._prefix + start_after} if start_after else {}
+    async def _page(self, prefix: str, after: str, token: str | None) -> tuple[Sequence[ObjectInfo], str | None]:
+        """Return the objects of one page that come after `after`, and what to ask the next page with."""
+        begin: Any = {"ContinuationToken": token} if token else {"StartAfter": self._prefix + after} if after else {}
         with self._request("LIST", prefix):
-            return await self._client.list_objects_v2(Bucket=self._settings.bucket, Prefix=self._prefix + prefix, **after)  # type: ignore[arg-type]  # unpacked
+            page = await self._client.list_objects_v2(Bucket=self._settings.bucket, Prefix=self._prefix + prefix, **begin)
+            found = answers.listed(page, self._prefix, within=prefix, after=after, asked=self._asked("LIST", prefix))
+            return found, answers.next_page(page, token)
 
     async def _delete(self, keys: Sequence[str]) -> dict[str, str]:
         asked: Any = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
         with self._request("DELETE", keys[0]):
             answer = await self._client.delete_objects(Bucket=self._settings.bucket, Delete=asked)
-        return {error["Key"][len(self._prefix) :]: f"{error.get('Code')}: {error.get('Message')}" for error in answer.get("Errors", ())}
+            return answers.refused(answer, self._prefix)
 
     async def _retried(self, operation: str, key: str, attempt: Callable[[], Awaitable[T]], *, changes: bool = False) -> T:
         number = itertools.count()
@@ -223,7 +222,6 @@ class S3Store:
 
 async def open_s3(settings: S3Settings, *, clock: Clock, chance: Random) -> S3Store:
     """Return a store; nothing is sent yet. `probe` tells whether the bucket can be used. Raises StoreUnusable."""
-    secure = settings.endpoint_url is None or settings.endpoint_url.startswith("https:")
     config = AioConfig(
         retries={"total_max_attempts": 1},
         connect_timeout=settings.connect_timeout_ms / 1000,
@@ -231,8 +229,7 @@ async def open_s3(settings: S3Settings, *, clock: Clock, chance: Random) -> S3St
         max_pool_connections=settings.max_connections,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        # Over TLS the body is protected already, and our checksum covers it end to end: hashing it again costs CPU for nothing.
-        s3={"addressing_style": settings.addressing_style, "payload_signing_enabled": not secure},
+        s3={"addressing_style": settings.addressing_style},
     )
     stack = AsyncExitStack()
     try:
@@ -241,21 +238,14 @@ async def open_s3(settings: S3Settings, *, clock: Clock, chance: Random) -> S3St
         )
     except (BotoCoreError, ValueError) as error:
         raise StoreUnusable(f"no S3 client can be made of {settings}: {error}; check region, endpoint and profile") from error
+    # Over TLS the body is protected already, and our checksum covers it end to end: hashing it again costs CPU for nothing.
+    # Said only now, because the endpoint may come from the environment.
+    unprotected = not client.meta.endpoint_url.startswith("https:")
+    signed = {"auto": unprotected, "always": True, "never": False}[settings.sign_bodies]
+    client.meta.config.s3["payload_signing_enabled"] = signed  # type: ignore[attr-defined]  # one of botocore's options
     client.meta.events.register("before-send.s3.PutObject", send_once)
     return S3Store(client, settings, stack, clock=clock, chance=chance)
 
 
-def _milliseconds(answer: Any) -> int:
-    return int(answer["LastModified"].timestamp() * 1000)
-
-
 def _encoded(checksum: int) -> str:
     return b64encode(checksum.to_bytes(4, "big")).decode()
-
-
-def _checksum(answer: Any) -> int | None:
-    """Return the CRC-32C of the whole object, where the server keeps it; a composite one covers other checksums."""
-    encoded = answer.get("ChecksumCRC32C")
-    if encoded is None or "-" in encoded or answer.get("ChecksumType") == "COMPOSITE":
-        return None
-    return int.from_bytes(b64decode(encoded), "big")

@@ -47,6 +47,8 @@ def translated(asked: str, *, reads: bool = False, sent: Callable[[], bool] = la
         raise _answered(error, asked, reads=reads) from error
     except (BotoCoreError, ResponseParserError, HttpError, OSError) as error:
         raise _unanswered(error, asked, sent=sent()) from error
+    except ValueError as error:  # the S3 client's, of a header that is no number or date
+        raise AttemptFailed(f"the answer cannot be read: {error}", may_happen=True) from error
 
 
 def status_of(error: ClientError) -> int:
