@@ -10,7 +10,7 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit bench chaos sim sim-many mutants fuzz docs proto golden requirements dist test-localstack clean
+.PHONY: help venv demo test check unit test-pythons bench chaos sim sim-many mutants fuzz docs proto golden requirements dist test-localstack clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,14 @@ check: venv ## formatting, lints, types, layering
 
 unit: venv .venv-localstack/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not localstack"
+
+# One interpreter of each supported version, from PATH or from pyenv.
+PYTHONS ?= $(shell for v in 11 12 13 14; do for p in python3.$$v $$(ls -d $$HOME/.pyenv/versions/3.$$v.*/bin/python 2>/dev/null | sort -rV); do \
+	$$p -c "" 2>/dev/null && echo $$p && break; done; done; :)
+
+test-pythons: ## the tests on every supported Python that this machine has
+	for python in $(PYTHONS); do version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	$(MAKE) --no-print-directory unit PYTHON=$$python VENV=.venv-$$version || exit 1; done
 
 chaos: venv ## real brokers under kill -9, pauses and drains for MINUTES (default 5)
 	CHAOS_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) $(BIN)/python -m pytest -q -s tests/chaos
@@ -94,4 +102,4 @@ dist: venv ## the wheel and the source distribution, in dist/
 	$(BIN)/hatchling build --directory $(DIST)
 
 clean: ## what the targets made
-	rm -rf $(VENV) .venv-localstack .prometheus dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
+	rm -rf .venv .venv-* .prometheus dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results

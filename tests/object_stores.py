@@ -22,6 +22,9 @@ from tidelog.objects.metered import MeteredObjectStore
 from tidelog.objects.s3 import S3Settings, open_s3
 from tidelog.objects.store import ObjectStore
 
+ANY = Latency(0.1, 0.2)
+QUICK = Latencies(put=ANY, get=ANY, head=ANY, list_page=ANY, delete=ANY)
+
 
 @pytest.fixture(scope="session")
 def moto_endpoint() -> Iterator[str]:
@@ -84,7 +87,7 @@ async def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
         elif request.param == "faulty":
             store = FaultyStore(MemoryStore(clock=clock), clock=clock, chance=random.Random(1), rates=FaultRates())
         elif request.param == "slow":
-            store = SlowStore(MemoryStore(clock=clock), chance=random.Random(1), latencies=Latencies(*[Latency(0.1, 0.2)] * 5))
+            store = SlowStore(MemoryStore(clock=clock), chance=random.Random(1), latencies=QUICK)
         elif request.param == "metered":
             store = MeteredObjectStore(MemoryStore(clock=clock), metrics=Metrics(), clock=clock)
         else:
