@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tidelog.errors import Fenced, TimeTravel
+from tidelog.errors import Fenced, TimeTravel, UnknownPartition
 from tidelog.metadata.cleaning import (
     Verdict,
     acquire_cleaner,
@@ -122,6 +122,23 @@ async def test_retention_asks_for_whole_extents_by_size_and_by_commit_time(metad
     assert await point(extents[0].commit_time_ms + 1, None) == 30
 
 
+async def test_a_partition_whose_topic_is_gone_has_nothing_to_release(metadata_store: MetadataStore) -> None:
+    """Two brokers clear a deleted topic away; one of them comes too late."""
+    broker, led, extents = await begin(metadata_store, segments=2)
+    partition = led.partition_id
+    await metadata_store.run(delete_topic, topic_id=led.topic_id)
+    await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*extents))
+    assert await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
+    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*extents)) == 0
+    assert await metadata_store.run(expired_extents, partition_id=partition, limit=10) == ()
+    with pytest.raises(UnknownPartition, match="its topic was deleted"):
+        await metadata_store.run(retention_point, partition_id=partition, committed_before_ms=0, keep_bytes=0)
+    with pytest.raises(Fenced):
+        await metadata_store.run(advance_log_start, partition_id=partition, leader_epoch=led.leader_epoch, to=1)
+    with pytest.raises(Fenced):
+        await merge(metadata_store, led, extents, sequence=9)
+
+
 async def test_expired_extents_give_way_and_their_answers_stay_until_the_object_goes(metadata_store: MetadataStore) -> None:
     broker, led, extents = await begin(metadata_store, segments=3)
     partition = led.partition_id
@@ -232,7 +249,9 @@ async def test_one_broker_cleans_at_a_time(metadata_store: MetadataStore) -> Non
     assert await metadata_store.run(acquire_cleaner, broker_epoch=one, ttl_ms=600_000)
     assert not await metadata_store.run(acquire_cleaner, broker_epoch=two, ttl_ms=600_000)
     await metadata_store.run(end_epoch, broker_epoch=one)
-    assert await metadata_store.run(acquire_cleaner, broker_epoch=two, ttl_ms=600_000)
+    assert await metadata_store.run(acquire_cleaner, broker_epoch=two, ttl_ms=-1)
+    three = (await join(metadata_store, "b2")).broker_epoch
+    assert await metadata_store.run(acquire_cleaner, broker_epoch=three, ttl_ms=600_000), "the lease has expired"
 
 
 async def test_producers_that_were_not_used_are_forgotten(metadata_store: MetadataStore) -> None:

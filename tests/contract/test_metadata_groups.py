@@ -73,6 +73,12 @@ async def test_an_offset_commit_of_an_old_generation_is_refused(coordinator: Coo
     assert await coordinator.store.run(group_offsets, group_id="g") == (GroupOffset(1, 12), GroupOffset(2, 20, "note"))
 
 
+async def test_of_several_offsets_of_one_partition_the_last_counts(coordinator: Coordinator) -> None:
+    await coordinator.write(1, 0)
+    await coordinator.commit(1, GroupOffset(1, 10), GroupOffset(2, 5), GroupOffset(1, 7, "back"))
+    assert await coordinator.store.run(group_offsets, group_id="g") == (GroupOffset(1, 7, "back"), GroupOffset(2, 5))
+
+
 async def test_a_former_coordinator_writes_nothing(coordinator: Coordinator) -> None:
     await coordinator.write(1, 0)
     former = Coordinator(coordinator.store, coordinator.partition_id, coordinator.leader_epoch - 1)

@@ -178,7 +178,7 @@ async def test_every_order_keeps_the_invariants_and_equals_a_serial_one(
         count += 1
         after = await snapshots.state()
         assert_invariants(before, after, found)
-        assert _digest(found.answers, after) in serial, f"{found.order}: {found.answers}"
+        assert digest(found.answers, after) in serial, f"{found.order}: {found.answers}"
     record_property("interleavings", count)
 
 
@@ -354,7 +354,7 @@ async def _one_after_the_other(store: PostgresStore, snapshots: Snapshots, verbs
             answers[number] = Answer(await store.run(_quickly, verbs[number]))
         except TidelogError as error:
             answers[number] = Answer(error=error)
-    return _digest(answers, await snapshots.state())
+    return digest(answers, await snapshots.state())
 
 
 def _quickly(tx: Transaction, verb: Verb) -> object:
@@ -362,7 +362,7 @@ def _quickly(tx: Transaction, verb: Verb) -> object:
     return verb(tx)
 
 
-def _digest(answers: Sequence[Answer], state: State) -> str:
+def digest(answers: Sequence[Answer], state: State) -> str:
     """Return answers and rows as text, without times: those are different every time."""
     rows = {
         table: sorted(json.dumps({column: value for column, value in row.items() if not column.endswith("_ms")}) for row in found)

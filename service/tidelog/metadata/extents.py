@@ -7,7 +7,7 @@ answer to a late retry stays until the object goes (I5), and the cleaner learns 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tidelog.errors import Fenced
+from tidelog.errors import Fenced, UnknownPartition
 from tidelog.metadata.leadership import lock_led
 from tidelog.metadata.marks import blocks, final_segments
 from tidelog.metadata.store import ColumnType, Transaction
@@ -183,11 +183,14 @@ def offset_for_time(tx: Transaction, *, partition_id: int, timestamp_ms: int) ->
 def retention_point(tx: Transaction, *, partition_id: int, committed_before_ms: int | None, keep_bytes: int | None) -> int:
     """Return the log start that retention asks for: extents before it were committed too long ago, or are beyond the size.
 
-    Whole extents only; never lower than the present log start.
+    Whole extents only; never lower than the present log start. Raises UnknownPartition.
     """
-    (partition,) = tx.rows(
-        "SELECT log_start_offset, next_offset FROM partitions WHERE partition_id = :partition_id", partition_id=partition_id
-    )
+    rows = tx.rows("SELECT log_start_offset, next_offset FROM partitions WHERE partition_id = :partition_id", partition_id=partition_id)
+    if not rows:
+        raise UnknownPartition(
+            f"retention of the partition with id {partition_id} was asked for, but its topic was deleted; leave it alone"
+        )
+    (partition,) = rows
     point: int = partition.log_start_offset
     if committed_before_ms is not None:
         (row,) = tx.rows(

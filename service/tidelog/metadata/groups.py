@@ -85,7 +85,8 @@ def commit_group_offsets(
 ) -> None:
     """Store where the group goes on. Raises Fenced for a generation that is not the stored one (I9), or a former coordinator.
 
-    Going back is allowed within a generation: a member may rewind on purpose.
+    Going back is allowed within a generation: a member may rewind on purpose. Of several offsets of one partition the last
+    counts.
     """
     _coordinating(tx, partition_id=coordinator_partition_id, leader_epoch=leader_epoch)
     rows = tx.rows("SELECT generation FROM groups WHERE group_id = :group_id" + tx.for_update(), group_id=group_id)
@@ -103,7 +104,7 @@ def commit_group_offsets(
         group_id=group_id,
         generation=generation,
         now=tx.now_ms(),
-        offsets=[(offset.partition_id, offset.next_offset, offset.note) for offset in offsets],
+        offsets=list({offset.partition_id: (offset.partition_id, offset.next_offset, offset.note) for offset in offsets}.values()),
     )
 
 

@@ -108,6 +108,8 @@ def create_partitions(tx: Transaction, *, topic_id: str, partitions: int) -> Top
 def alter_topic(tx: Transaction, *, topic_id: str, config: TopicConfig) -> Topic:
     """Set what the topic keeps. Raises UnknownTopic."""
     topic = _locked(tx, topic_id)
+    if config == topic.config:
+        return topic
     tx.execute(
         "UPDATE topics SET retention_ms = :retention_ms, retention_bytes = :retention_bytes, compact = :compact WHERE topic_id = :topic_id",
         retention_ms=config.retention_ms,
