@@ -50,21 +50,14 @@ class Lookups:
         self._learn(read.writers)
         return read
 
-    async def keys(self, ref: PartitionRef, extents: Iterable[Extent]) -> list[str]:
-        """Return the names of the extents' objects."""
-        extents = list(extents)
+    async def learn_writers(self, extents: Iterable[Extent]) -> None:
+        """Have the writers of these extents at hand, for `key`."""
         missing = {extent.broker_epoch for extent in extents} - self._writers.keys()
         if missing:
             self._learn(await self._metadata.run(writers, broker_epochs=sorted(missing)))
-        return [self._key(ref, extent) for extent in extents]
 
-    async def close(self) -> None:
-        """Give up what is being asked."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait([self._asking])
-
-    def _key(self, ref: PartitionRef, extent: Extent) -> str:
+    def key(self, ref: PartitionRef, extent: Extent) -> str:
+        """Return the name of the extent's object. Raises MetadataUnusable where its writer is not known."""
         writer = self._writers.get(extent.broker_epoch)
         if writer is None:
             raise MetadataUnusable(
@@ -75,6 +68,12 @@ class Lookups:
         if extent.level == 0:
             return str(IntakeKey(writer.broker_id, writer.broker_epoch, extent.sequence, writer.incarnation))
         return str(MergedKey(ref.topic_id, ref.partition, extent.base_offset, writer.broker_id, writer.broker_epoch, extent.sequence))
+
+    async def close(self) -> None:
+        """Give up what is being asked."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
 
     def _learn(self, found: Iterable[Writer]) -> None:
         for writer in found:

@@ -9,6 +9,7 @@ from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from typing import ParamSpec, Self, TypeVar
 
@@ -41,6 +42,8 @@ from tidelog.segments.format import MAX_FOOTER_BYTES, IndexEntry, decode_footer
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_KeyOf = Callable[[Extent], str]
+"""Gives the name of an extent's object."""
 
 _ATTEMPTS = 4
 """How often metadata are read again where an object is missing, and an object where its bytes are wrong."""
@@ -323,12 +326,15 @@ class PartitionCursor:
         segments = self._reader.segments
         want = max(max_bytes, self._reader.least_read_bytes)
         extents = extents[: _MOST_SPANS + 1]
-        keys = await self._reader.lookups.keys(self._ref, extents)
+        await self._reader.lookups.learn_writers(extents)
+        key = partial(self._reader.lookups.key, self._ref)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if extents[0].level:
-                    return await segments.merged(extents[0], keys[0], offset, want, tail=tail, sequential=sequential, reader=self._number)
-                return await segments.intake(extents, keys, offset, want, tail=tail, sequential=sequential, reader=self._number)
+                    return await segments.merged(
+                        extents[0], key(extents[0]), offset, want, tail=tail, sequential=sequential, reader=self._number
+                    )
+                return await segments.intake(extents, key, offset, want, tail=tail, sequential=sequential, reader=self._number)
             except CorruptSegment:
                 self._reader.stats.corrupt_reads += 1
                 if attempt == _ATTEMPTS:
@@ -375,64 +381,56 @@ class _Segments:
         return await self._executor.run(work, *args, **kwargs)
 
     async def intake(
-        self, extents: Sequence[Extent], keys: Sequence[str], offset: int, want: int, *, tail: bool, sequential: bool, reader: int
+        self, extents: Sequence[Extent], key: _KeyOf, offset: int, want: int, *, tail: bool, sequential: bool, reader: int
     ) -> StampedBatches:
         """Return about `want` bytes of batches from the one that holds `offset` on, of intake segments' extents that follow one another."""
         least = HEADER_BYTES
         while True:
-            spans = self._plan(extents, keys, offset, max(want, least))
+            spans = self._plan(extents, key, offset, max(want, least))
             places = [Span(span.key, span.position, span.length) for span in spans]
             parts = await self._blocks.read(places, slots=self._slots[tail], reader=reader)
             if sequential and not tail:
-                self._fetch_ahead(spans[-1], extents, keys, reader)
+                self._fetch_ahead(spans[-1], extents, key, reader)
             try:
-                stamped = await self._off_loop(sum(span.length for span in spans), stamp_intake, spans, parts)
-                if stamped is None:
-                    least = self._first_batch(spans[0], parts[0])
+                least = first_batch_bytes(spans[0], parts[0])
+                if least > spans[0].length:
                     continue
+                batches, end_position = await self._off_loop(sum(span.length for span in spans), stamp_intake, spans, parts)
             except CorruptSegment:
                 self._blocks.forget(places)
                 raise
-            batches, end_position = stamped
             if not spans[-1].whole:
                 self._places.note(spans[-1].extent, batches.next_offset, end_position)
             if batches.next_offset > offset:
                 return batches
 
-    def _plan(self, extents: Sequence[Extent], keys: Sequence[str], offset: int, want: int) -> list[IntakeSpan]:
+    def _plan(self, extents: Sequence[Extent], key: _KeyOf, offset: int, want: int) -> list[IntakeSpan]:
         spans: list[IntakeSpan] = []
         total = 0
-        for extent, key in zip(extents[:_MOST_SPANS], keys, strict=False):
+        for extent in extents[:_MOST_SPANS]:
             if extent.level or total >= want:
                 break
             at, position = self._places.before(extent, offset)
             length = min(extent.position + extent.length - position, max(want - total, HEADER_BYTES))
-            spans.append(IntakeSpan(extent, key, at, position, length))
+            spans.append(IntakeSpan(extent, key(extent), at, position, length))
             total += length
             if not spans[-1].whole:
                 break
         return spans
 
-    def _first_batch(self, span: IntakeSpan, parts: Sequence[memoryview]) -> int:
-        """Return how many bytes the first batch needs, more than were read."""
-        bytes_needed = first_batch_bytes(b"".join(parts))
-        if bytes_needed > span.extent.position + span.extent.length - span.position:
-            raise CorruptSegment(f"{span.key}: a batch claims {bytes_needed} bytes, more than its extent has left", position=span.position)
-        return bytes_needed
-
-    def _fetch_ahead(self, last: IntakeSpan, extents: Sequence[Extent], keys: Sequence[str], reader: int) -> None:
+    def _fetch_ahead(self, last: IntakeSpan, extents: Sequence[Extent], key: _KeyOf, reader: int) -> None:
         room = self._ahead_bytes
         spans: list[Span] = []
         begun = False
-        for extent, key in zip(extents, keys, strict=False):
+        for extent in extents:
             if extent.level or room <= 0:
                 break
             start = extent.position
-            if extent == last.extent:
+            if extent is last.extent:
                 begun, start = True, last.position + last.length
             length = min(extent.position + extent.length - start, room)
             if begun and length > 0:
-                spans.append(Span(key, start, length))
+                spans.append(Span(key(extent), start, length))
                 room -= length
         self._blocks.fetch_ahead(spans, slots=self._slots[False], reader=reader)
 

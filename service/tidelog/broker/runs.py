@@ -95,17 +95,22 @@ class IntakeSpan:
         return self.position + self.length == self.extent.position + self.extent.length
 
 
-def first_batch_bytes(data: Buffer) -> int:
-    """Return how long the first batch claims to be, given at least its first twelve bytes."""
-    length: int = _LENGTH.unpack_from(data, _LENGTH_AT)[0]
-    return length + _BEFORE_LENGTH_ENDS
+def first_batch_bytes(span: IntakeSpan, parts: Sequence[Buffer]) -> int:
+    """Return how long the first batch of a span claims to be. What is no batch at all is left for `stamp_intake` to report."""
+    head = bytes(parts[0][:_BEFORE_LENGTH_ENDS])
+    if len(head) < _BEFORE_LENGTH_ENDS and len(parts) > 1:
+        head += bytes(parts[1][: _BEFORE_LENGTH_ENDS - len(head)])
+    length: int = _LENGTH.unpack_from(head, _LENGTH_AT)[0] if len(head) == _BEFORE_LENGTH_ENDS else 0
+    claimed = max(length, 0) + _BEFORE_LENGTH_ENDS
+    if claimed > span.extent.position + span.extent.length - span.position:
+        raise CorruptSegment(f"{span.key}: a batch claims {claimed} bytes, more than its extent has left", position=span.position)
+    return claimed
 
 
-def stamp_intake(spans: Sequence[IntakeSpan], parts: Sequence[Sequence[Buffer]]) -> tuple[StampedBatches, int] | None:
-    """Check and stamp what lies in consecutive spans, of which only the last may end within a batch.
+def stamp_intake(spans: Sequence[IntakeSpan], parts: Sequence[Sequence[Buffer]]) -> tuple[StampedBatches, int]:
+    """Check and stamp what lies in consecutive spans: the first batch whole, and only the last span may end within a batch.
 
-    Returns the batches, and the position in the last span's object where the first batch that is not among them begins;
-    None where not even one batch is whole.
+    Returns the batches, and the position in the last span's object where the first batch that is not among them begins.
     """
     data = bytearray().join([part for of_span in parts for part in of_span])
     everything: list[BatchHeader] = []
@@ -116,8 +121,6 @@ def stamp_intake(spans: Sequence[IntakeSpan], parts: Sequence[Sequence[Buffer]])
         end = start + span.length
         if not span.whole:
             end = start + _whole_batches(memoryview(data)[start:end])
-            if end == start and not everything:
-                return None
             del data[end:]
         extent = span.extent
         headers = _scan(memoryview(data)[start:end], span)
