@@ -8,7 +8,6 @@ import typer
 from tidelog.cli.app import app
 from tidelog.cli.session import CONNECTION_OPTIONS
 from tidelog.config import Settings
-from tidelog.errors import TidelogError
 from tidelog.metrics import MetricDescription, Metrics
 from tidelog.server.settings import default_of, groups, range_of
 
@@ -17,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 def pages() -> dict[str, str]:
     """Return the pages by their files' names."""
-    made = {"settings.md": _settings(), "metrics.md": _metrics(), "errors.md": _errors(), "cli.md": _cli()}
+    made = {"settings.md": _settings(), "metrics.md": _metrics(), "cli.md": _cli()}
     return {name: "\n".join(lines) + "\n" for name, lines in made.items()}
 
 
@@ -104,39 +103,6 @@ def _parameters(parameters: Iterable[Any]) -> Iterator[str]:
             default = "" if told in (None, False) else f"`{getattr(told, 'value', told)}`"
         variable = f" (`{parameter.envvar}`)" if parameter.envvar else ""
         yield f"| {shown} | {default} | {parameter.help}{variable} |"
-
-
-def _errors() -> Iterator[str]:
-    yield "# Errors"
-    yield ""
-    yield "Made from the code by `make docs`."
-    yield ""
-    yield "A failed call carries its gRPC status and a `google.rpc.ErrorInfo` of the domain `tidelog`: one of these reasons, and in its"
-    yield "metadata `retriable` (`true` or `false`: whether the same may be asked again, here or of another broker), `log_start_offset` and"
-    yield "`high_watermark` for an offset out of range, `position` for bytes that are corrupt. In streams and lists `tidelog.v1.Error` says"
-    yield "the same. The Python client raises the class of that name in `tidelog.errors`. What gRPC refuses by itself (a message beyond"
-    yield "`max_message_bytes`, a method that does not exist) has a status only."
-    yield ""
-    yield "| reason | status | retriable | Python | |"
-    yield "|---|---|---|---|---|"
-    told: set[tuple[str, str]] = set()
-    for error in sorted(_tree(TidelogError), key=lambda found: (found.reason, found.__module__, found.__name__ != _camel(found.reason))):
-        if (error.reason, error.status) not in told:
-            told.add((error.reason, error.status))
-            sentence = " ".join((error.__doc__ or "").split("\n\n")[0].split())
-            retriable = "yes" if error.retriable else "no"
-            yield f"| `{error.reason}` | `{error.status}` | {retriable} | `{error.__name__}` | {sentence} |"
-
-
-def _tree(root: type[TidelogError]) -> Iterator[type[TidelogError]]:
-    if "reason" in vars(root) or "status" in vars(root):
-        yield root
-    for child in root.__subclasses__():
-        yield from _tree(child)
-
-
-def _camel(reason: str) -> str:
-    return "".join(word.title() for word in reason.split("_"))
 
 
 def _labels(metric: MetricDescription) -> str:
