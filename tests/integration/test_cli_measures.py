@@ -114,3 +114,14 @@ def test_what_bench_refuses(server: str) -> None:
     assert "there is no such topic" in refused("bench", "consume", "--topic", "nowhere", server=server)
     assert invoke("bench", "produce", "--senders", "0", server=server).exit_code == 2
     assert topics(server).keys() == before.keys(), "also a run that fails takes its topic away"
+
+
+def test_bench_mixed_reads_all_that_it_appends(dev_service: Service, topic: str) -> None:
+    asked = ("bench", "mixed", *SMALL, "--partitions", "3", "--readers", "2", "--rate", "20000", "--batch", "100", "--deadline", "30")
+    facts = json.loads(done(*asked, "--metrics", dev_service.metrics, "--format", "json", server=dev_service.server))
+    assert facts["delivered"] == facts["records"] > 0
+    assert facts["load"]["deadline_s"] == 30
+    assert facts["server"]["s3_dollars"] == pytest.approx(facts["server"]["puts"] * 5e-6 + facts["server"]["gets"] * 4e-7)
+    said = done(*asked, "--metrics", dev_service.metrics, server=dev_service.server)
+    assert "delivered meanwhile: " in said
+    assert ": on S3 $0.0" in said

@@ -11,7 +11,7 @@ import typer
 
 from tidelog.cli import load as loads
 from tidelog.cli.load import Load, Meter
-from tidelog.cli.quantities import counted, shown_bytes, size_bytes
+from tidelog.cli.quantities import GET_DOLLARS, PUT_DOLLARS, counted, shown_bytes, size_bytes
 from tidelog.cli.scrape import Metrics, Series, gained, metrics_address, requests, scrape, value
 from tidelog.cli.session import Format, Output, client_command, reach, run, screen, show_json
 
@@ -34,6 +34,10 @@ Batch = Annotated[int, typer.Option(metavar="COUNT", min=1, max=100_000, help="R
 Compression = Annotated[str, typer.Option(metavar="CODEC", help="none, gzip, snappy, lz4 or zstd.")]
 Senders = Annotated[int, typer.Option(metavar="COUNT", min=1, max=256, help="How many at once, each with its own connection.")]
 Rate = Annotated[float, typer.Option(metavar="RATE", min=0, help="Records per second, of all senders; 0: flat out.")]
+Deadline = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="After this an append's outcome is reported, whatever it is.")
+]
+Readers = Annotated[int, typer.Option(metavar="COUNT", min=1, max=256, help="How many read at once; partitions are shared among them.")]
 
 Work = Callable[[Callable[[], "Log"], Load, Meter], Awaitable[None]]
 
@@ -49,6 +53,7 @@ def produce(
     record_bytes: RecordBytes = 100,
     batch: Batch = 1000,
     compression: Compression = "none",
+    deadline: Deadline = 120,
     metrics: Metrics = None,
     output: Output = Format.TEXT,
 ) -> None:
@@ -56,7 +61,32 @@ def produce(
 
     At a rate, latencies count from when a call was due, late or not. Flat out they count from when there was room to send.
     """
-    _bench("produce", loads.produce, topic, Load("", partitions, seconds, record_bytes, batch, compression, senders, rate), metrics, output)
+    load = Load("", partitions, seconds, record_bytes, batch, compression, senders, rate, deadline_s=deadline)
+    _bench("produce", loads.produce, topic, load, metrics, output)
+
+
+@app.command()
+@client_command
+def mixed(
+    topic: Topic = None,
+    partitions: Partitions = 12,
+    seconds: Seconds = 10,
+    rate: Rate = 0,
+    senders: Senders = 1,
+    readers: Readers = 1,
+    record_bytes: RecordBytes = 100,
+    batch: Batch = 1000,
+    compression: Compression = "none",
+    deadline: Deadline = 120,
+    metrics: Metrics = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Append while readers follow, until they have read all of it.
+
+    Latencies are those of appends, as `bench produce` counts them.
+    """
+    load = Load("", partitions, seconds, record_bytes, batch, compression, senders, rate, readers, deadline)
+    _bench("mixed", loads.mixed, topic, load, metrics, output)
 
 
 @app.command()
@@ -69,6 +99,7 @@ def latency(
     senders: Senders = 1,
     record_bytes: RecordBytes = 100,
     compression: Compression = "none",
+    deadline: Deadline = 120,
     metrics: Metrics = None,
     output: Output = Format.TEXT,
 ) -> None:
@@ -76,7 +107,8 @@ def latency(
 
     Single records are appended and read back. Latencies count from when a record was due, late or not.
     """
-    _bench("latency", loads.latency, topic, Load("", partitions, seconds, record_bytes, 1, compression, senders, rate), metrics, output)
+    load = Load("", partitions, seconds, record_bytes, 1, compression, senders, rate, deadline_s=deadline)
+    _bench("latency", loads.latency, topic, load, metrics, output)
 
 
 @app.command()
@@ -85,19 +117,15 @@ def consume(
     topic: Topic = None,
     partitions: Partitions = 12,
     records: Annotated[int, typer.Option(metavar="COUNT", min=1, help="How many the topic that is made is filled with.")] = 1_000_000,
-    readers: Annotated[
-        int, typer.Option(metavar="COUNT", min=1, max=256, help="How many read at once; partitions are shared among them.")
-    ] = 1,
+    readers: Readers = 1,
     record_bytes: RecordBytes = 100,
     compression: Compression = "none",
     metrics: Metrics = None,
     output: Output = Format.TEXT,
 ) -> None:
     """Read all that a topic holds, as fast as it comes."""
-    _bench(
-        "consume", loads.consume, topic, Load("", partitions, 0, record_bytes, 1000, compression, readers, 0), metrics, output,
-        records=records,
-    )  # fmt: skip
+    load = Load("", partitions, 0, record_bytes, 1000, compression, 0, 0, readers)
+    _bench("consume", loads.consume, topic, load, metrics, output, records=records)
 
 
 def _bench(kind: str, generate: Work, topic: str | None, asked: Load, metrics: str | None, output: Format, *, records: int = 0) -> None:
@@ -146,11 +174,13 @@ async def _measured(kind: str, generate: Callable[[Meter], Awaitable[None]], loa
 def _facts(kind: str, load: Load, meter: Meter, cpu_s: float, before: Series | None, after: Series | None) -> dict[str, Any]:
     server = None
     if before is not None and after is not None:
+        puts, gets = requests(before, after, "put"), requests(before, after, "get")
         server = {
             "cpu_s": round(gained(before, after, "tidelog_process_cpu_seconds_total"), 3),
             "rss_bytes": int(value(after, "tidelog_process_resident_memory_bytes")),
-            "puts": requests(before, after, "put"),
-            "gets": requests(before, after, "get"),
+            "puts": puts,
+            "gets": gets,
+            "s3_dollars": puts * PUT_DOLLARS + gets * GET_DOLLARS,
         }
     return {
         "bench": kind,
@@ -159,6 +189,7 @@ def _facts(kind: str, load: Load, meter: Meter, cpu_s: float, before: Series | N
         "records": meter.records,
         "records_per_s": round(meter.records / meter.seconds, 1),
         "mib_per_s": round(meter.size / meter.seconds / (1 << 20), 3),
+        "delivered": meter.delivered,
         "latency_ms": meter.percentiles_ms(),
         "client": {"cpu_s": round(cpu_s, 3), "rss_bytes": _rss_bytes()},
         "server": server,
@@ -173,13 +204,15 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f" {facts['records_per_s']:,.0f} records/s, {facts['mib_per_s']:,.1f} MiB/s"
         )
     ]
+    if facts["delivered"] is not None:
+        lines.append(f"delivered meanwhile: {counted(facts['delivered'], 'record')}")
     for kind, found in facts["latency_ms"].items():
         lines.append(f"{kind}: " + ", ".join(f"{name} {milliseconds:,.1f} ms" for name, milliseconds in found.items()))
     lines.append(f"client: CPU {client['cpu_s']:.2f} s, at most {shown_bytes(client['rss_bytes'])} RSS")
     if server is not None:
         lines.append(
             f"server: CPU {server['cpu_s']:.2f} s, {shown_bytes(server['rss_bytes'])} RSS;"
-            f" {counted(server['puts'], 'PUT')}, {counted(server['gets'], 'GET')}"
+            f" {counted(server['puts'], 'PUT')}, {counted(server['gets'], 'GET')}: on S3 ${server['s3_dollars']:.5f}"
         )
     return lines
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tidelog.client.client import Log
+    from tidelog.client.producer import Producer
 
 _IN_FLIGHT_BYTES = 16 << 20
 _OVERHEAD_BYTES = 16
@@ -41,6 +42,16 @@ class Load:
     senders: int
     rate: float
     """Records per second, of all senders; 0: flat out."""
+    readers: int = 0
+    """How many read; partitions are shared among them."""
+    deadline_s: float = 120
+    """After this an append's outcome is reported, whatever it is."""
+
+    @property
+    def shares(self) -> list[list[int]]:
+        """The partitions of each reader."""
+        readers = min(self.readers, self.partitions)
+        return [list(range(number, self.partitions, readers)) for number in range(readers)]
 
 
 @dataclass
@@ -48,7 +59,11 @@ class Meter:
     """What has come of it so far."""
 
     records: int = 0
+    """Appended, or, where nothing is, read."""
     size: int = 0
+    """Their bytes."""
+    delivered: int | None = None
+    """Records that came back to readers meanwhile; None: nobody reads beside the senders."""
     latencies: "dict[str, array[float]]" = field(default_factory=dict)
     """Seconds, by what they are of: one for each call."""
     began: float = field(default_factory=time.perf_counter)
@@ -86,6 +101,13 @@ def values(load: Load) -> list[bytes | None]:
     return [chance.randbytes((load.record_bytes + 1) // 2).hex().encode()[: load.record_bytes] for _ in range(load.batch)]
 
 
+def _producer(log: "Log", load: Load, *, linger_ms: float = 5) -> "Producer":
+    deadline_ms = round(load.deadline_s * 1000)
+    return log.producer(
+        linger_ms=linger_ms, compression=load.compression, delivery_timeout_ms=deadline_ms, request_timeout_ms=min(deadline_ms, 30_000)
+    )
+
+
 async def produce(connect: "Callable[[], Log]", load: Load, meter: Meter) -> None:
     """Append for as long as the load says; each sender has its own connection."""
     meter.began = time.perf_counter()
@@ -99,7 +121,7 @@ async def _send(connect: "Callable[[], Log]", load: Load, meter: Meter, number: 
     column = values(load)
     call_bytes = load.batch * (load.record_bytes + _OVERHEAD_BYTES)
     room = asyncio.Semaphore(max(2, _IN_FLIGHT_BYTES // call_bytes))
-    async with connect() as log, log.producer(compression=load.compression) as producer, asyncio.TaskGroup() as group:
+    async with connect() as log, _producer(log, load) as producer, asyncio.TaskGroup() as group:
 
         async def call(due: float) -> None:
             try:
@@ -159,16 +181,7 @@ async def latency(connect: "Callable[[], Log]", load: Load, meter: Meter) -> Non
             for number in range(load.senders):
                 senders.create_task(_send_singly(connect, load, meter, number, undelivered))
         if undelivered.due_times:
-            try:
-                async with asyncio.timeout(_DELIVERY_TIMEOUT_S):
-                    await undelivered.none.wait()
-            except TimeoutError:
-                from tidelog.errors import TimedOut
-
-                raise TimedOut(
-                    f"{len(undelivered.due_times)} records were acknowledged, but not delivered within {_DELIVERY_TIMEOUT_S:g} s;"
-                    " look at the brokers (tidelog top), and try a lower --rate"
-                ) from None
+            await _or_timed_out(undelivered.none, lambda: len(undelivered.due_times))
         meter.ended = time.perf_counter()
         for reader in readers:
             reader.cancel()
@@ -177,7 +190,7 @@ async def latency(connect: "Callable[[], Log]", load: Load, meter: Meter) -> Non
 async def _send_singly(connect: "Callable[[], Log]", load: Load, meter: Meter, number: int, undelivered: _Undelivered) -> None:
     filling = b"." * load.record_bytes
     room = asyncio.Semaphore(_SINGLE_IN_FLIGHT)
-    async with connect() as log, log.producer(compression=load.compression, linger_ms=0) as producer, asyncio.TaskGroup() as group:
+    async with connect() as log, _producer(log, load, linger_ms=0) as producer, asyncio.TaskGroup() as group:
 
         async def call(value: bytes, due: float) -> None:
             try:
@@ -208,6 +221,37 @@ async def _deliveries(log: "Log", topic: str, place: tuple[int, int], undelivere
                     meter.note("delivery", now - due)
 
 
+async def mixed(connect: "Callable[[], Log]", load: Load, meter: Meter) -> None:
+    """Append as `produce` does, while readers follow; it ends when all that was appended has been read."""
+    async with connect() as log:
+        starts = await log.admin.list_offsets(load.topic)
+    meter.delivered = 0
+    caught_up = asyncio.Event()
+    appended = False
+
+    async def follow(partitions: list[int]) -> None:
+        async with connect() as log, asyncio.TaskGroup() as group:
+            for partition in partitions:
+                group.create_task(read(log, partition))
+
+    async def read(log: "Log", partition: int) -> None:
+        async with aclosing(log.consume(load.topic, partitions=[partition], start=starts[partition]).batches()) as batches:
+            async for batch in batches:
+                meter.delivered = (meter.delivered or 0) + len(batch.values)
+                if appended and meter.delivered >= meter.records:
+                    caught_up.set()
+
+    async with asyncio.TaskGroup() as group:
+        readers = [group.create_task(follow(share)) for share in load.shares]
+        await produce(connect, load, meter)
+        appended = True
+        if meter.delivered < meter.records:
+            await _or_timed_out(caught_up, lambda: meter.records - (meter.delivered or 0))
+        meter.ended = time.perf_counter()
+        for reader in readers:
+            reader.cancel()
+
+
 async def consume(connect: "Callable[[], Log]", load: Load, meter: Meter) -> None:
     """Read all that is in the topic, the partitions shared among readers with a connection each."""
 
@@ -219,11 +263,24 @@ async def consume(connect: "Callable[[], Log]", load: Load, meter: Meter) -> Non
                 meter.size += sum(map(len, filter(None, column)))
 
     meter.began = time.perf_counter()
-    readers = min(load.senders, load.partitions)
     async with asyncio.TaskGroup() as group:
-        for number in range(readers):
-            group.create_task(read(list(range(number, load.partitions, readers))))
+        for share in load.shares:
+            group.create_task(read(share))
     meter.ended = time.perf_counter()
+
+
+async def _or_timed_out(delivered: asyncio.Event, missing: "Callable[[], int]") -> None:
+    """Wait until all is delivered. Raises TimedOut where it takes too long."""
+    try:
+        async with asyncio.timeout(_DELIVERY_TIMEOUT_S):
+            await delivered.wait()
+    except TimeoutError:
+        from tidelog.errors import TimedOut
+
+        raise TimedOut(
+            f"{missing()} records were acknowledged, but not delivered within {_DELIVERY_TIMEOUT_S:g} s;"
+            " look at the brokers (tidelog top), and try a lower --rate"
+        ) from None
 
 
 async def fill(log: "Log", load: Load, records: int) -> None:

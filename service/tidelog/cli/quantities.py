@@ -6,6 +6,9 @@ from typing import Any
 
 import typer
 
+# Amazon S3 Standard, us-east-1, list price in US dollars.
+PUT_DOLLARS = 0.005 / 1000
+GET_DOLLARS = 0.0004 / 1000
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _UNITS_BYTES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PART = re.compile(r"(\d+)(ms|[smhdw])")

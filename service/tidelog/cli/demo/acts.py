@@ -22,10 +22,6 @@ _CALL_LINES = 2_000
 _LOAD_CALLS = 3
 _LOAD_CALL_RECORDS = 50
 
-# Amazon S3 Standard, us-east-1, list price in US dollars.
-PUT_DOLLARS = 0.005 / 1000
-GET_DOLLARS = 0.0004 / 1000
-
 
 def digest(lines: Sequence[bytes]) -> str:
     """Return the SHA-256 of lines, each with a newline."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidelog.cli.quantities import shown_bytes
+from tidelog.cli.quantities import GET_DOLLARS, PUT_DOLLARS, shown_bytes
 from tidelog.cli.session import ending, fail, server_packages
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ async def _in_and_out(stage: "Stage", service: "Service", text: "Text") -> None:
     if came_out != went_in or same != len(text.pieces) or len(read.lines) != same:
         fail(f"the text was to come out as it went in, but {same:,} of {len(text.pieces):,} keys did; please report this")
     stage.good(f"equal, and equal for each of {same:,} keys: what a partition holds stays in order")
-    dollars = puts * acts.PUT_DOLLARS + gets * acts.GET_DOLLARS
+    dollars = puts * PUT_DOLLARS + gets * GET_DOLLARS
     stage.fact(
         "requests", f"{puts:,} PUTs, {gets:,} GETs", f"{text.lines / max(1, puts):,.0f} lines a PUT; on S3 they would cost ${dollars:.5f}"
     )
