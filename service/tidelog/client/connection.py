@@ -121,6 +121,15 @@ class Broker:
         method: Any = self._channel.stream_stream("/tidelog.v1.Log/Produce", response_deserializer=pb.ProduceResponse.FromString)
         return method(metadata=self.metadata)
 
+    def consume(self) -> Any:
+        """Open a Consume stream, which reads what `wire.consume_response` gives."""
+        method: Any = self._channel.stream_stream(
+            "/tidelog.v1.Log/Consume",
+            request_serializer=pb.ConsumeRequest.SerializeToString,
+            response_deserializer=wire.consume_response,
+        )
+        return method(metadata=self.metadata)
+
     def leave(self) -> None:
         """Have new calls make a new connection, which behind a balancer leads elsewhere; calls on the old one go on."""
         self._left.append(self._channel)

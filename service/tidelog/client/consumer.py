@@ -26,7 +26,7 @@ from tidelog.client.connection import Broker, Brokers
 from tidelog.errors import CorruptBatch, Draining, InvalidRequest, OffsetOutOfRange, TidelogError, UnknownPartition
 from tidelog.proto.v1 import log_pb2 as pb
 from tidelog.records import codec
-from tidelog.records.batch import BatchHeader, scan
+from tidelog.records.batch import BatchHeader, Buffer, scan
 
 _REFRESH_S = 15.0
 
@@ -46,19 +46,23 @@ class ConsumedRecord(NamedTuple):
 class ConsumedBatch:
     """The records of one record batch from `base_offset` on, up to before `next_offset`; decoded when asked, checked before."""
 
-    __slots__ = ("_dense", "_first", "_header", "_size", "base_offset", "data", "next_offset", "partition", "topic")
+    __slots__ = ("_data", "_dense", "_first", "_header", "_size", "base_offset", "next_offset", "partition", "topic")
 
-    def __init__(self, topic: str, partition: int, data: bytes, header: BatchHeader, *, start: int, stop: int | None) -> None:
+    def __init__(self, topic: str, partition: int, data: Buffer, header: BatchHeader, *, start: int, stop: int | None) -> None:
         self.topic = topic
         self.partition = partition
-        self.data = data
-        """The whole record batch, as stored; may hold records before and behind."""
         self.base_offset = max(header.base_offset, start)
         self.next_offset = header.next_offset if stop is None else min(header.next_offset, stop)
+        self._data = data
         self._header = header
         self._dense = header.record_count == header.next_offset - header.base_offset
         self._first = self.base_offset - header.base_offset
         self._size = self.next_offset - self.base_offset
+
+    @property
+    def data(self) -> bytes:
+        """The whole record batch, as stored; may hold records before and behind."""
+        return bytes(self._data)
 
     @property
     def max_timestamp_ms(self) -> int:
@@ -70,7 +74,7 @@ class ConsumedBatch:
         topic, partition, first, end = self.topic, self.partition, self.base_offset, self.next_offset
         return [
             ConsumedRecord(topic, partition, offset, timestamp_ms, key, value, headers)
-            for value, key, timestamp_ms, headers, offset in codec.decode(self.data, header=self._header)
+            for value, key, timestamp_ms, headers, offset in codec.decode(self._data, header=self._header)
             if first <= offset < end
         ]
 
@@ -79,14 +83,14 @@ class ConsumedBatch:
         """The values, None for tombstones. Raises CorruptBatch."""
         if not self._dense:
             return [record.value for record in self.records()]
-        values = codec.decode_values(self.data, header=self._header)
+        values = codec.decode_values(self._data, header=self._header)
         return values if len(values) == self._size else values[self._first : self._first + self._size]
 
     def buffers(self) -> codec.ValueBuffers:
         """Return the values without an object each, in the layout of Arrow's binary array. Raises CorruptBatch."""
         if not self._dense:
             return codec.value_buffers(self.values)
-        buffers = codec.decode_buffers(self.data, header=self._header)
+        buffers = codec.decode_buffers(self._data, header=self._header)
         first, end = self._first, self._first + self._size
         if first == 0 and len(buffers.offsets) == end + 1:
             return buffers
@@ -107,7 +111,7 @@ class ConsumedBatch:
             stop = kept[records].offset if len(kept) > records else self.next_offset
         if stop >= self.next_offset:
             return self
-        return ConsumedBatch(self.topic, self.partition, self.data, self._header, start=self.base_offset, stop=stop)
+        return ConsumedBatch(self.topic, self.partition, self._data, self._header, start=self.base_offset, stop=stop)
 
     def __len__(self) -> int:
         return self._size if self._dense else len(self.records())
@@ -133,7 +137,7 @@ class Subscription:
         """Whether all that was asked for has come."""
         return self.stop_offset is not None and self.next_offset >= self.stop_offset
 
-    def take(self, batches: pb.Batches, data: bytes) -> list[ConsumedBatch]:
+    def take(self, batches: pb.Batches, data: Buffer) -> list[ConsumedBatch]:
         """Return what of a response's `data` is wanted. Raises CorruptBatch where it is not whole or leaves something out."""
         expected = self.next_offset
         if not batches.base_offset <= expected < batches.next_offset:
@@ -309,7 +313,7 @@ class Consumption:
 
     async def _stream(self, broker: Broker) -> AsyncGenerator[ConsumedBatch, None]:
         """Yield batches from one stream until all has ended, or the broker wants to be left. Raises AioRpcError."""
-        call = broker.log.Consume(metadata=broker.metadata)
+        call = broker.consume()
         self._open.clear()
         self._due = dict.fromkeys(self._unended, 0.0)
         read: asyncio.Task[Any] | None = None
@@ -336,17 +340,17 @@ class Consumption:
                     refreshing = None
                 if not read.done():
                     continue
-                response, read = read.result(), None
-                if response is grpc.aio.EOF:
+                found, read = read.result(), None
+                if found is grpc.aio.EOF:
                     if await call.code() is not grpc.StatusCode.OK:
                         await call  # raises what it ended with
                     self._brokers.failed(broker)
                     return
                 read = asyncio.ensure_future(call.read())  # the next one comes while this one is used
                 self._brokers.worked(broker)
+                response, data = found
                 event = response.WhichOneof("event")
                 if event == "batches":
-                    data = response.batches.batches  # protobuf makes a copy each time it is asked
                     credit += len(data)
                     for batch in self._take(response.batches, data):
                         yield batch
@@ -379,7 +383,7 @@ class Consumption:
             )
         return adds
 
-    def _take(self, batches: pb.Batches, data: bytes) -> list[ConsumedBatch]:
+    def _take(self, batches: pb.Batches, data: Buffer) -> list[ConsumedBatch]:
         subscription = self._open.get(batches.subscription_id)
         if subscription is None:
             return []

@@ -46,6 +46,20 @@ def produce_request(appends: Iterable[tuple[pb.ProduceAppend, bytes]]) -> bytes:
     return b"".join(part for append, batches in appends for part in framing.nested(_APPENDS_TAG, append, _BATCHES_TAG, batches))
 
 
+_RESPONSE_TAG = framing.field_tag(pb.ConsumeResponse, "batches")
+_RESPONSE_BATCHES_TAG = framing.field_tag(pb.Batches, "batches")
+
+
+def consume_response(data: bytes) -> tuple[pb.ConsumeResponse, memoryview]:
+    """Return a serialized ConsumeResponse without its batches, and those: a view, where parsing would copy them. Raises DecodeError."""
+    rest, content = framing.split(memoryview(data), _RESPONSE_TAG)
+    head, batches = framing.split(content, _RESPONSE_BATCHES_TAG)
+    response = pb.ConsumeResponse.FromString(rest)
+    if content:
+        response.batches.MergeFromString(head)
+    return response, batches
+
+
 @contextmanager
 def checked() -> Iterator[None]:
     """Have what protobuf refuses (a number out of range, a wrong type) raised as InvalidRequest."""
