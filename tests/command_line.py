@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import termios
@@ -67,28 +68,39 @@ def started(*arguments: str, server: str | None = None, **variables: str) -> Ite
 
 
 def on_terminal(
-    *arguments: str, server: str | None = None, columns: int = 100, variables: Mapping[str, str] | None = None
+    *arguments: str,
+    server: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    typed: str = "",
+    interrupted_after: str | None = None,
 ) -> tuple[int, str]:
-    """Run a command on a terminal; return its exit code and all that it wrote there."""
+    """Run a command on a terminal; return its exit code and all that it wrote there.
+
+    `typed` is on the keyboard from the start; `interrupted_after` is a text after which Ctrl-C is pressed.
+    """
     shown, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (40, columns))
+    termios.tcsetwinsize(terminal, (40, 100))
     environ = environment(server, TERM="xterm-256color")
     environ.pop("NO_COLOR", None)
     environ |= variables or {}
     process = subprocess.Popen([*COMMAND, *arguments], stdin=terminal, stdout=terminal, stderr=terminal, env=environ)
     os.close(terminal)
-    parts = []
+    os.write(shown, typed.encode())
+    content = b""
     try:
         while True:
             try:
-                parts.append(os.read(shown, 65536))
+                content += os.read(shown, 65536)
             except OSError:  # nobody has it open any more
                 break
+            if interrupted_after is not None and interrupted_after.encode() in content:
+                interrupted_after = None
+                process.send_signal(signal.SIGINT)
         code = process.wait(60)
     finally:
         process.kill()
         os.close(shown)
-    return code, b"".join(parts).decode()
+    return code, content.decode()
 
 
 @contextmanager

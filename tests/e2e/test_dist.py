@@ -14,6 +14,7 @@ import pytest
 
 from tests.command_line import GREETING, environment
 
+pytestmark = pytest.mark.xdist_group("dist")  # built once
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden"
 WHAT_TO_INSTALL = re.compile(

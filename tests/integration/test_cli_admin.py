@@ -73,6 +73,17 @@ def test_tables_are_ruled_and_dimmed_on_a_terminal_alone(server: str, topic: str
     assert "\x1b" not in piped
 
 
+def test_on_a_terminal_it_is_asked_before_a_topic_is_deleted(server: str, topic: str) -> None:
+    done("topics", "create", topic, server=server)
+    code, shown = on_terminal("topics", "delete", topic, server=server, typed="n\n")
+    assert code == 1
+    assert f"Delete topic '{topic}' and all its records? [y/N]:" in shown
+    assert topic in done("topics", "list", server=server)
+    code, shown = on_terminal("topics", "delete", topic, server=server, typed="y\n")
+    assert code == 0
+    assert topic not in done("topics", "list", server=server)
+
+
 def test_the_brokers_are_shown_and_one_is_drained_and_taken_back() -> None:
     with tidelog.embedded(broker_id="solo", zone="here") as address:
         done("topics", "create", "t", "--partitions", "4", server=address)
@@ -102,7 +113,7 @@ def test_a_token_goes_with_every_call_and_a_wrong_one_is_told(tmp_path_factory: 
             assert "token" in result.stderr
 
 
-@pytest.mark.parametrize("words", ["tidelog consume {}", "tidelog produce {}", "tidelog topics describe {}", "tidelog topics delete {}"])
+@pytest.mark.parametrize("words", ["tidelog consume {}", "tidelog topics delete {}"])
 def test_the_shell_completes_the_names_of_topics(server: str, topic: str, words: str) -> None:
     done("topics", "create", topic, server=server)
     prefix = topic[:-3]

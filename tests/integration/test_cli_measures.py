@@ -52,6 +52,15 @@ def test_top_shows_brokers_topics_and_rates_once_into_a_pipe(dev_service: Servic
     assert "no metrics to be reached" in done("top", "--interval", "0.1", "--metrics", "127.0.0.1:1", server=dev_service.server)
 
 
+def test_top_takes_the_terminal_and_gives_it_back_at_ctrl_c(server: str, topic: str) -> None:
+    done("topics", "create", topic, server=server)
+    code, shown = on_terminal("top", "--interval", "0.1", server=server, interrupted_after="leads")
+    assert code == 130
+    assert shown.count("\x1b[?1049h") == shown.count("\x1b[?1049l") == 1, "the other screen, and back"
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is shown again"
+    assert "Traceback" not in shown
+
+
 def test_top_sees_what_is_appended(dev_service: Service, topic: str) -> None:
     with started("bench", "latency", "--topic", topic, "--seconds", "60", "--rate", "200", server=dev_service.server) as load:
         done("topics", "create", topic, server=dev_service.server)

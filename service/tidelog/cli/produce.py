@@ -252,7 +252,7 @@ def _progress(descriptor: int, loading: Loading) -> Any:
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn(),
         console=console, transient=True,
     )  # fmt: skip
-    task = progress.add_task(f"committed to {loading.topic}", total=total)
+    task = progress.add_task("committed", total=total)
 
     def shown() -> Any:
         progress.update(task, completed=loading.size)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_SERVER = "localhost:9595"
 INTERRUPTED = 130
 _PATIENCE_S = 2.0
-_COMPLETION_S = 1.0
+_COMPLETION_S = 2.0
 
 
 class Format(StrEnum):
