@@ -60,7 +60,7 @@ async def append_to(broker: Broker, life: int, partition: int) -> None:
         values = [b"%d/%d/%d/%s" % (life, number, index, bytes(chance.randrange(300))) for index in range(chance.randrange(1, 20))]
         appended = await broker.append(AppendRequest(TOPIC, partition, encode_many(values)))
         assert appended.next_offset - appended.base_offset == len(values)
-        os.write(1, b"ack %d %d %d %d\n" % (partition, appended.base_offset, life, number))
+        os.write(1, b"ack %d %d %d %d %d\n" % (partition, appended.base_offset, life, number, len(values)))
         number += 1
 
 
@@ -72,8 +72,8 @@ def main() -> None:
             asyncio.run(append_for_ever(folder, life))
             os._exit(0)
         os.write(1, b"began %d\n" % child)
-        os.waitpid(child, 0)
-        os.write(1, b"ended\n")
+        _, status = os.waitpid(child, 0)
+        os.write(1, b"ended %d\n" % os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":
