@@ -272,7 +272,9 @@ def test_topics_are_not_made_where_the_service_does_not_make_them(tmp_path: Path
 
 
 def test_nobody_there_is_told_on_a_terminal_at_once_and_ends_with_1() -> None:
-    sentence = "Error: no broker could be reached at 127.0.0.1:1 within 0.3 s; start one, or mend the address [NOT_READY]"
+    sentence = (
+        "Error: no broker could be reached at 127.0.0.1:1 within 0.3 s: nothing listens there; start one, or mend the address [NOT_READY]"
+    )
     assert refused("topics", "list", "--timeout", "0.3", server="127.0.0.1:1").strip() == sentence
     code, shown = on_terminal("topics", "list", "--timeout", "2.5", server="127.0.0.1:1")
     assert code == 1

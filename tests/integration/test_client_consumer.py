@@ -321,8 +321,12 @@ async def test_what_is_not_there_is_named(cluster: Cluster) -> None:
             log.consume("one", start=datetime(2026, 1, 1))  # noqa: DTZ001
         with pytest.raises(InvalidRequest, match="earliest"):
             log.consume("one", start="begin")
+        with pytest.raises(InvalidRequest, match="earliest"):
+            log.consume("one", start=1 << 63)
         with pytest.raises(InvalidRequest, match="at least one"):
             log.consume([])
+        with pytest.raises(InvalidRequest, match="leave `partitions` out"):
+            log.consume("one", partitions=[])
         consumption = log.consume("one", follow=False)
         consumption.batches()
         with pytest.raises(InvalidRequest, match="twice"):

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import tidelog
@@ -286,21 +286,76 @@ async def test_a_topic_that_brokers_make_on_first_use_is_made_before_keys_get_th
         ({"value": "text"}, r"text\.encode"),
         ({"value": b"v", "key": 5}, "key of type int"),
         ({"value": b"v", "headers": [("name",)]}, "pairs of a name"),
+        ({"value": b"v", "headers": [("\ud800", b"x")]}, "pairs of a name"),
         ({"value": b"v", "timestamp_ms": -1}, "Unix milliseconds"),
+        ({"value": b"v", "timestamp_ms": 1.5}, "no whole number"),
+        ({"value": b"v", "timestamp_ms": "now"}, "no whole number"),
+        ({"value": b"v", "partition": 0.5}, "cannot be sent"),
+        ({"value": b"v", "partition": "0"}, "cannot be sent"),
+        ({"value": b"v", "partition": 0, "expected_next_offset": -1}, "whole number from 0"),
+        ({"value": b"v", "partition": 0, "expected_next_offset": 1 << 70}, "whole number from 0"),
+        ({"value": b"v", "partition": 0, "expected_next_offset": "end"}, "whole number from 0"),
+        ({"value": b"v", "topic": ""}, "without a name"),
+        ({"value": b"v", "topic": 5}, "give a str"),
+        ({"value": b"v", "topic": "\ud800"}, "give a str"),
     ],
 )
-async def test_what_cannot_be_a_record_is_refused_at_once(cluster: Cluster, wrong: dict[str, object], says: str) -> None:
+async def test_what_cannot_be_a_record_is_refused_at_once_and_harms_no_other(cluster: Cluster, wrong: dict[str, object], says: str) -> None:
     async with tidelog.connect(cluster.brokers[0].address) as log, log.producer() as producer:
+        before = producer.send_nowait("one", b"before")
         with pytest.raises(InvalidRequest, match=says):
-            producer.send_nowait("one", **wrong)  # type: ignore[arg-type]
+            producer.send_nowait(**{"topic": "one", **wrong})  # type: ignore[arg-type]
+        assert (await soon(before)).offset == 0
+        assert (await soon(producer.send("one", b"after"))).offset == 1
+
+
+async def test_what_is_too_large_or_does_not_fit_together_is_refused_at_once(cluster: Cluster) -> None:
+    async with tidelog.connect(cluster.brokers[0].address) as log, log.producer() as producer:
         with pytest.raises(RecordTooLarge, match="max_record_bytes"):
             producer.send_nowait("one", b"x" * (2 << 20))
         with pytest.raises(InvalidRequest, match="one for each value"):
             await producer.send_many("one", [b"a", b"b"], keys=[b"k"])
 
 
+@pytest.mark.parametrize("partition", [-1, 1, 1 << 40])
+async def test_a_partition_that_cannot_be_is_unknown_also_before_any_are_known(cluster: Cluster, partition: int) -> None:
+    async with tidelog.connect(cluster.brokers[0].address) as log, log.producer() as producer:
+        with pytest.raises(UnknownPartition):
+            await soon(producer.send("one", b"v", partition=partition))
+        assert (await soon(producer.send("one", b"v"))).offset == 0
+
+
+async def test_whole_numbers_of_other_kinds_are_timestamps(cluster: Cluster) -> None:
+    class Other:
+        def __index__(self) -> int:
+            return 77
+
+    async with tidelog.connect(cluster.brokers[0].address) as log, log.producer() as producer:
+        times: list[Any] = [Other(), 78]
+        await soon(producer.send_many("one", [b"a", b"b"], timestamps=times))
+    assert [record.timestamp_ms for record in cluster.records("one", 0)] == [77, 78]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"linger_ms": -1}, "linger_ms"),
+        ({"linger_ms": float("nan")}, "linger_ms"),
+        ({"compression": "brotli"}, "choose one of none, gzip"),
+        ({"max_in_flight": 6}, "choose 1 to 5"),
+        ({"batch_bytes": 0}, "batch_bytes"),
+        ({"buffer_bytes": -1}, "buffer_bytes"),
+        ({"delivery_timeout_ms": 0}, "delivery_timeout_ms"),
+    ],
+)
+async def test_a_producer_that_cannot_be_is_refused(cluster: Cluster, settings: dict[str, Any], says: str) -> None:
+    async with tidelog.connect(cluster.brokers[0].address) as log:
+        with pytest.raises(InvalidRequest, match=says):
+            log.producer(**settings)
+
+
 async def test_nobody_there_is_said_so_when_the_calls_time_is_over() -> None:
-    with pytest.raises(NotReady, match=r"no broker could be reached at 127\.0\.0\.1:1 within 0.5 s"):
+    with pytest.raises(NotReady, match=r"no broker could be reached at 127\.0\.0\.1:1 within 0.5 s: nothing listens there"):
         async with tidelog.connect("127.0.0.1:1", call_timeout_ms=500):
             pass
     with pytest.raises(InvalidRequest, match="call_timeout_ms=0"):

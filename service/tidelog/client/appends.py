@@ -22,7 +22,7 @@ from enum import Enum
 from tidelog.client.acks import Ack
 from tidelog.client.backoff import pause_s
 from tidelog.client.inputs import Headers
-from tidelog.errors import OutcomeUnknown, OutOfOrderSequence, ProducerFenced, TidelogError, TimedOut, UnknownProducer
+from tidelog.errors import InvalidRequest, OutcomeUnknown, OutOfOrderSequence, ProducerFenced, TidelogError, TimedOut, UnknownProducer
 from tidelog.randomness import Random
 from tidelog.records.codec import Producer as Identity
 from tidelog.records.codec import Record, encode, encode_many, reassigned
@@ -274,9 +274,9 @@ class PartitionQueue:
             identity = self._claim(len(batch.values))
             try:
                 append = Append(batch, batch.encode(self._compression, identity), identity)
-            except TidelogError as error:  # nothing of it has left: its sequences are given back
+            except Exception as error:  # noqa: BLE001  nothing of it has left, whatever is wrong with it: its sequences are given back
                 self.next_identity = identity
-                self._fail(batch, error)
+                self._fail(batch, error if isinstance(error, TidelogError) else _unfit(error))
                 continue
             self.window.append(append)
             return append
@@ -429,3 +429,9 @@ class PartitionQueue:
         )
         error.__cause__ = cause
         return error
+
+
+def _unfit(error: Exception) -> InvalidRequest:
+    unfit = InvalidRequest(f"these records cannot be put into a batch: {error!r}; nothing of them was sent")
+    unfit.__cause__ = error
+    return unfit

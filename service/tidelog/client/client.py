@@ -30,7 +30,8 @@ def connect(
     certificate; `token` goes with every call. Brokers of `zone` are preferred. `call_timeout_ms` is how long a call, entering
     included, goes on looking for a broker that answers.
 
-    Entering raises NotReady when no broker can be reached, Unauthenticated or PermissionDenied when it does not let one in.
+    Entering raises NotReady when no broker can be reached, Unauthenticated or PermissionDenied when it does not let one in, or
+    TLS does not come about.
     """
     credentials = read_credentials(tls=bool(ca or cert) if tls is None else tls, ca=ca, cert=cert, key=key, token=token)
     if call_timeout_ms <= 0:
@@ -70,6 +71,7 @@ class Log:
         self._brokers = brokers
         self.admin = Admin(brokers)
         self._consumptions: list[Consumption] = []
+        self._producers: list[Producer] = []
 
     async def __aenter__(self) -> Self:
         keep_freed_memory()
@@ -83,7 +85,11 @@ class Log:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for consumption in self._consumptions:
             await consumption.aclose()
-        await self._brokers.close()
+        try:
+            for producer in self._producers:
+                await producer.__aexit__(kind, error, trace)
+        finally:
+            await self._brokers.close()
 
     def producer(
         self, *, linger_ms: float = 5, compression: str = "none", idempotent: bool = True, batch_bytes: int = 256 * 1024,
@@ -103,12 +109,15 @@ class Log:
         - `request_timeout_ms`: how long a broker may take to answer one attempt.
         - `fencing_token`: append only where this is the partition's token (`log.admin.set_fencing_token`), else raise ConditionFailed.
         """
-        return Producer(
+        producer = Producer(
             self._brokers, linger_ms=linger_ms, compression=compression, idempotent=idempotent, batch_bytes=batch_bytes,
             max_in_flight=max_in_flight, buffer_bytes=buffer_bytes, max_record_bytes=max_record_bytes,
             delivery_timeout_ms=delivery_timeout_ms, request_timeout_ms=request_timeout_ms,
             fencing_token=fencing_token,
         )  # fmt: skip
+        self._producers = [known for known in self._producers if not known.closed]
+        self._producers.append(producer)
+        return producer
 
     def consume(
         self, topics: str | Sequence[str], *, partitions: Sequence[int] | None = None, start: str | int | datetime = "earliest",

@@ -6,6 +6,8 @@ reachable.
 """
 
 import asyncio
+import re
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,9 @@ import grpc.aio
 
 from tidelog.client import wire
 from tidelog.client.backoff import pause_s
+from tidelog.client.diagnosis import Finding, diagnosed
 from tidelog.clock import Clock
-from tidelog.errors import Draining, InvalidRequest, NotReady, OutcomeUnknown, TidelogError
+from tidelog.errors import Draining, InvalidRequest, NotReady, OutcomeUnknown, TidelogError, Unauthenticated
 from tidelog.proto.v1 import log_pb2 as pb
 from tidelog.proto.v1.admin_pb2_grpc import AdminStub
 from tidelog.proto.v1.log_pb2_grpc import LogStub
@@ -28,6 +31,9 @@ Answer = TypeVar("Answer")
 _ATTEMPT_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
 _LEFT_FOR_S = 5.0
+_CALLS_GO_ON_S = 60.0
+"""On a connection that is left: a broker that drains ends them before."""
+_TOKEN = re.compile(r"[!-~]+")
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -49,6 +55,8 @@ class Credentials:
     cert: bytes | None = None
     key: bytes | None = None
     token: str | None = None
+    context: ssl.SSLContext | None = None
+    """The same for Python's own TLS, by which is found out why a connection does not come about."""
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """Return a new channel, which connects when it is used."""
@@ -70,11 +78,29 @@ def read_credentials(
         raise InvalidRequest("of a client certificate only one of cert and key was given; give both files")
     if not tls and (ca or cert):
         raise InvalidRequest("ca, cert or key was given with tls=False; leave tls out, or set it to True")
+    if token and not _TOKEN.fullmatch(token):
+        raise InvalidRequest("the token has characters that a token cannot have: spaces, a new line at its end? Give it as it was issued")
     try:
         ca_pem, cert_pem, key_pem = (None if path is None else Path(path).read_bytes() for path in (ca, cert, key))
+        context = _context(ca_pem, cert, key) if tls else None
+    except ssl.SSLError as error:
+        raise InvalidRequest(
+            f"the files for TLS cannot be used: {error.reason or error}; give PEM files, and the key that belongs to the certificate"
+        ) from error
     except OSError as error:
         raise InvalidRequest(f"the file {error.filename} for TLS cannot be read: {error.strerror}; name a readable PEM file") from error
-    return Credentials(tls=tls, ca=ca_pem, cert=cert_pem, key=key_pem, token=token)
+    return Credentials(tls=tls, ca=ca_pem, cert=cert_pem, key=key_pem, token=token, context=context)
+
+
+def _context(ca: bytes | None, cert: str | Path | None, key: str | Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cadata=None if ca is None else ca.decode("ascii"))
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ssl.SSLError("the authorities are no PEM") from error
+    if cert is not None:
+        context.load_cert_chain(cert, key)
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 class Broker:
@@ -91,39 +117,59 @@ class Broker:
         """Nothing is tried here before."""
         self.avoid_until = 0.0
         """Until then, others come first."""
+        self.finding: Finding | None = None
+        """Why it could not be reached, as long as none ever was."""
         self._credentials = credentials
-        self._left: list[grpc.aio.Channel] = []
-        self._open()
+        self._channel: grpc.aio.Channel | None = None
+        self._log: Any = None
+        self._admin: Any = None
+        self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
-    def _open(self) -> None:
-        self._channel = self._credentials.channel(self.address)
-        self.log: Any = LogStub(self._channel)
-        self.admin: Any = AdminStub(self._channel)
+    def _opened(self) -> grpc.aio.Channel:
+        """Return the channel; it is made when it is first used, for it belongs to the event loop that runs then."""
+        if self._channel is None:
+            self._channel = self._credentials.channel(self.address)
+            self._log, self._admin = LogStub(self._channel), AdminStub(self._channel)
+        return self._channel
+
+    @property
+    def log(self) -> Any:
+        """The calls of the Log service."""
+        self._opened()
+        return self._log
+
+    @property
+    def admin(self) -> Any:
+        """The calls of the Admin service."""
+        self._opened()
+        return self._admin
 
     async def connected(self) -> bool:
         """Return whether there is a connection; a channel that could not make one is made anew."""
-        state = self._channel.get_state(try_to_connect=True)
+        channel = self._opened()
+        state = channel.get_state(try_to_connect=True)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 while state is not grpc.ChannelConnectivity.READY and state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                    await self._channel.wait_for_state_change(state)
-                    state = self._channel.get_state(try_to_connect=True)
+                    await channel.wait_for_state_change(state)
+                    state = channel.get_state(try_to_connect=True)
         except TimeoutError:
             state = grpc.ChannelConnectivity.TRANSIENT_FAILURE
         if state is grpc.ChannelConnectivity.READY:
             return True
-        await self._channel.close()
-        self._open()
+        if self._channel is channel:
+            self._channel = None
+        await channel.close()
         return False
 
     def produce(self) -> Any:
         """Open a Produce stream. What is written to it is serialized already."""
-        method: Any = self._channel.stream_stream("/tidelog.v1.Log/Produce", response_deserializer=pb.ProduceResponse.FromString)
+        method: Any = self._opened().stream_stream("/tidelog.v1.Log/Produce", response_deserializer=pb.ProduceResponse.FromString)
         return method(metadata=self.metadata)
 
     def consume(self) -> Any:
         """Open a Consume stream, which reads what `wire.consume_response` gives."""
-        method: Any = self._channel.stream_stream(
+        method: Any = self._opened().stream_stream(
             "/tidelog.v1.Log/Consume",
             request_serializer=pb.ConsumeRequest.SerializeToString,
             response_deserializer=wire.consume_response,
@@ -131,14 +177,27 @@ class Broker:
         return method(metadata=self.metadata)
 
     def leave(self) -> None:
-        """Have new calls make a new connection, which behind a balancer leads elsewhere; calls on the old one go on."""
-        self._left.append(self._channel)
-        self._open()
+        """Have new calls make a new connection, which behind a balancer leads elsewhere; calls on the old one go on for a while."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            closing = asyncio.ensure_future(channel.close(_CALLS_GO_ON_S))
+            self._leaving[closing] = channel
+            closing.add_done_callback(self._leaving.pop)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether a connection that was left is still open."""
+        return bool(self._leaving)
 
     async def close(self) -> None:
         """Close all connections, and all calls on them."""
-        for channel in (*self._left, self._channel):
-            await channel.close()
+        leaving = dict(self._leaving)
+        for closing in leaving:
+            closing.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        for channel in (*leaving.values(), self._channel):
+            if channel is not None:
+                await channel.close()
 
 
 class Brokers:
@@ -153,6 +212,9 @@ class Brokers:
         self._credentials = credentials
         self._zone = zone
         self._known: dict[str, Broker] = {}
+        self._forgotten: set[Broker] = set()
+        self._reached = False
+        self._closed = False
         for address in addresses:
             self._add(address, given=True)
 
@@ -163,14 +225,26 @@ class Brokers:
 
     async def close(self) -> None:
         """Close all channels."""
-        for broker in self._known.values():
+        self._closed = True
+        for broker in (*self._known.values(), *self._forgotten):
             await broker.close()
+
+    def _forget(self, broker: Broker) -> None:
+        """Keep no connection to a broker that is no member any more; what is still under way there has a while."""
+        del self._known[broker.address]
+        broker.leave()
+        self._forgotten = {gone for gone in self._forgotten if gone.is_leaving} | {broker}
 
     # ---- which one
 
     async def connected(self) -> Broker:
-        """Return a connected broker, the preferred one of those that have not failed lately; waits as long as there is none."""
+        """Return a connected broker, the preferred one of those that have not failed lately; waits as long as there is none.
+
+        Raises Unauthenticated where none was ever reached, and TLS is why.
+        """
         while True:
+            if self._closed:
+                raise InvalidRequest("the cluster was used after its `async with` had ended; connect again")
             now = self.clock.monotonic()
             usable = [broker for broker in self._known.values() if broker.retry_at <= now]
             if not usable:
@@ -178,8 +252,21 @@ class Brokers:
                 continue
             broker = min(usable, key=lambda known: self._rank(known, now))
             if await broker.connected():
+                self._reached = True
                 return broker
             self.failed(broker)
+            if not self._reached:
+                broker.finding = await diagnosed(broker.address, self._credentials.context)
+                if all(known.finding is not None and known.finding.for_good for known in self._known.values()):
+                    raise Unauthenticated(self._unreachable(""))
+
+    def _unreachable(self, within: str) -> str:
+        """Say that no broker could be reached, and what was found at the addresses."""
+        said = f"no broker could be reached at {', '.join(self._known)}{within}"
+        found = {known.address: known.finding.sentence for known in self._known.values() if known.finding}
+        if len(self._known) == 1:
+            return ": ".join((said, *found.values()))
+        return "; ".join((said, *(f"{address}: {sentence}" for address, sentence in found.items())))
 
     def _rank(self, broker: Broker, now: float) -> tuple[bool, int, float]:
         of_the_zone = bool(self._zone) and broker.zone == self._zone
@@ -212,9 +299,7 @@ class Brokers:
         """
         deadline = self.clock.monotonic() + self.call_timeout_s
         failures = 0
-        error: TidelogError = NotReady(
-            f"no broker could be reached at {', '.join(self._known)} within {self.call_timeout_s:g} s; start one, or mend the address"
-        )
+        error: TidelogError | None = None
         while (remaining := deadline - self.clock.monotonic()) > 0:
             try:
                 async with asyncio.timeout(remaining):
@@ -240,7 +325,7 @@ class Brokers:
                 return answer
             failures += 1
             await asyncio.sleep(min(pause_s(failures, self.chance), max(0.0, deadline - self.clock.monotonic())))
-        raise error
+        raise error or NotReady(f"{self._unreachable(f' within {self.call_timeout_s:g} s')}; start one, or mend the address")
 
     async def metadata(
         self, topics: Sequence[str], *, create_missing: bool = False, broker: Broker | None = None
@@ -262,4 +347,7 @@ class Brokers:
                 known.zone = told.zone
                 if told.draining:
                     known.avoid_until = max(known.avoid_until, self.clock.monotonic() + _LEFT_FOR_S)
+        members = {told.address for told in answer.brokers}
+        for known in [known for known in self._known.values() if not known.given and known.address not in members]:
+            self._forget(known)
         return answer

@@ -175,6 +175,8 @@ class Consumption:
     ) -> None:  # fmt: skip
         if not topics or not all(topics):
             raise InvalidRequest(f"the topics {list(topics)!r} were to be read; name at least one")
+        if partitions is not None and not partitions:
+            raise InvalidRequest("no partitions were to be read; name some, or leave `partitions` out for all")
         if credit_bytes <= 0:
             raise InvalidRequest(f"credit_bytes={credit_bytes} was asked for; it must be above 0")
         if max_records is not None and max_records < 0:
@@ -446,7 +448,7 @@ def position(where: str | int | datetime, *, name: str) -> pb.Position:
         return pb.Position(earliest=True)
     if where == "latest":
         return pb.Position(latest=True)
-    if isinstance(where, int) and not isinstance(where, bool) and where >= 0:
+    if isinstance(where, int) and not isinstance(where, bool) and 0 <= where < 1 << 63:
         return pb.Position(offset=where)
     if isinstance(where, datetime) and where.tzinfo is not None:
         since = where - datetime.fromtimestamp(0, UTC)

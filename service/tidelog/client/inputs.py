@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
+from operator import index
 from types import NoneType
 
 from tidelog.errors import InvalidRequest
@@ -44,11 +45,37 @@ def checked_headers(headers: Headers) -> tuple[Headers, int]:
     return checked, size
 
 
-def check_timestamps(timestamps: Sequence[int]) -> None:
-    """Raise InvalidRequest for times that no record can have."""
+def checked_name(what: str, name: str) -> None:
+    """Raise InvalidRequest for what cannot be a name. Whether it is one, brokers say."""
+    try:
+        if name.encode():
+            return
+    except (AttributeError, UnicodeEncodeError):
+        raise InvalidRequest(f"a {what} {name!r} was named; give a str that UTF-8 can encode") from None
+    raise InvalidRequest(f"a {what} without a name was asked for; name one")
+
+
+def checked_offset(what: str, offset: int) -> int:
+    """Return an offset. Raises InvalidRequest for what can be none."""
+    try:
+        if 0 <= (number := index(offset)) < 1 << 63:
+            return number
+    except TypeError:
+        pass
+    raise InvalidRequest(f"{what}={offset!r} was given; give an offset, a whole number from 0")
+
+
+def checked_timestamps(timestamps: Sequence[int]) -> Sequence[int]:
+    """Return times in Unix milliseconds. Raises InvalidRequest for those that no record can have."""
+    if set(map(type, timestamps)) - {int}:
+        try:
+            timestamps = list(map(index, timestamps))  # integers of other kinds, numpy's for example
+        except TypeError as error:
+            raise InvalidRequest(f"a timestamp was sent that is no whole number: {error}; give Unix milliseconds") from error
     for edge in (min(timestamps), max(timestamps)):
         if not 0 <= edge < 1 << 62:
             raise InvalidRequest(f"a timestamp of {edge!r} was sent; give Unix milliseconds, not before 1970")
+    return timestamps
 
 
 def sizes(values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> list[int]:

@@ -24,7 +24,18 @@ from tidelog.client import wire
 from tidelog.client.acks import Ack, AckRange, Acks
 from tidelog.client.appends import Append, Batch, PartitionQueue
 from tidelog.client.connection import Broker, Brokers
-from tidelog.client.inputs import RECORD_OVERHEAD_BYTES, Headers, as_bytes, check_timestamps, checked_column, checked_headers, largest, runs
+from tidelog.client.inputs import (
+    RECORD_OVERHEAD_BYTES,
+    Headers,
+    as_bytes,
+    checked_column,
+    checked_headers,
+    checked_name,
+    checked_offset,
+    checked_timestamps,
+    largest,
+    runs,
+)
 from tidelog.client.partitioner import partition_of
 from tidelog.errors import (
     Draining,
@@ -93,6 +104,8 @@ class Producer:
             raise InvalidRequest(f"compression {compression!r} was asked for; choose one of {', '.join(COMPRESSIONS)}")
         if not 1 <= max_in_flight <= 5:
             raise InvalidRequest(f"max_in_flight={max_in_flight} was asked for; brokers remember 5 appends of a producer: choose 1 to 5")
+        if not linger_ms >= 0:
+            raise InvalidRequest(f"linger_ms={linger_ms} was asked for; it must not be below 0")
         for name, number in (
             ("batch_bytes", batch_bytes), ("buffer_bytes", buffer_bytes), ("max_record_bytes", max_record_bytes),
             ("delivery_timeout_ms", delivery_timeout_ms), ("request_timeout_ms", request_timeout_ms),
@@ -124,6 +137,8 @@ class Producer:
         self._next_request_id = 1
         self._identity: Identity | None = None
         self._is_open = False
+        self.closed = False
+        """Whether it has been open, and is not any more."""
         self._loop: asyncio.AbstractEventLoop
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -144,7 +159,7 @@ class Producer:
             if kind is None or not issubclass(kind, asyncio.CancelledError):
                 await self.flush()
         finally:
-            self._is_open = False
+            self._is_open, self.closed = False, True
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -165,9 +180,11 @@ class Producer:
         if not task.cancelled() and (error := task.exception()) is not None:  # a fault of this module: nobody may wait for ever
             broken = TidelogError(f"the producer has failed and takes nothing more: {error!r}")
             broken.__cause__ = error
-            self._is_open = False
+            self._is_open, self.closed = False, True
             for queue in self._queues.values():
                 queue.fail_all(broken)
+            for topic in self._topics.values():
+                self._fail_held(topic, broken)
 
     # ---- what users call
 
@@ -215,7 +232,9 @@ class Producer:
             headers, header_bytes = checked_headers(headers)
             size += header_bytes
         if timestamp_ms is not None:
-            check_timestamps((timestamp_ms,))
+            (timestamp_ms,) = checked_timestamps((timestamp_ms,))
+        if expected_next_offset is not None:
+            expected_next_offset = checked_offset("expected_next_offset", expected_next_offset)
         if size > self._max_record_bytes:
             raise RecordTooLarge(f"a record of {size} bytes was to be sent, but max_record_bytes is {self._max_record_bytes}; send less")
         if self._buffered + size > self._buffer_bytes and self._buffered:
@@ -250,7 +269,7 @@ class Producer:
             if column is not None and len(column) != len(values):
                 raise InvalidRequest(f"{len(values)} values came with {len(column)} {name}; give one for each value")
         if timestamps:
-            check_timestamps(timestamps)
+            timestamps = checked_timestamps(timestamps)
         values = checked_column("value", values)
         keys = None if keys is None else checked_column("key", keys)
         known = self._topic(topic)
@@ -309,7 +328,8 @@ class Producer:
         queue = self._queues.get((topic, partition))
         if queue is None:
             known = self._topic(topic)
-            if partition < 0 or (known.partitions and partition >= known.partitions):
+            wire.partition(topic, partition)
+            if known.partitions and partition >= known.partitions:
                 raise UnknownPartition(
                     f"partition {partition} of {topic} was asked for, but it has {known.partitions}, counted from 0; choose another"
                 )
@@ -443,8 +463,7 @@ class Producer:
     def _topic(self, name: str) -> _Topic:
         topic = self._topics.get(name)
         if topic is None:
-            if not name:
-                raise InvalidRequest("a topic without a name was asked for; name one")
+            checked_name("topic", name)
             topic = self._topics[name] = _Topic(name)
         old = self._clock.monotonic() - topic.asked_at > _METADATA_MAX_AGE_S
         if topic.asking is None and (not topic.partitions or old):

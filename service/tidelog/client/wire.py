@@ -88,6 +88,8 @@ def error_of_call(error: grpc.aio.AioRpcError, *, address: str) -> TidelogError:
     """Return a failed call's error. Where no broker has spoken (`has_spoken`), it says what the transport reports."""
     info = _info(error)
     if info is None:
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or ""):
+            return errors.RecordTooLarge(f"{address} takes no message of this size ({error.details()}); send less at once")
         message = f"{address} was called and gave no answer: {error.code().name}, {error.details()}"
         return _BY_STATUS.get(error.code(), TidelogError)(message)
     told = info.metadata.get("retriable")
