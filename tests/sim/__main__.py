@@ -28,15 +28,17 @@ class Line:
     """Empty where all was well."""
     counts: Counter[str]
     virtual_s: float
+    cpu_s: float
     operations: int
 
 
 def quietly(seed: int, *, seconds: float) -> Line:
     logging.disable(logging.CRITICAL)
+    began = time.process_time()
     try:
         outcome = simulate(seed, seconds=seconds)
     except Exception as error:  # noqa: BLE001  a run that dies is a finding, too
-        return Line(seed, f"the run died of {type(error).__name__}: {error}", Counter(), 0.0, 0)
+        return Line(seed, f"the run died of {type(error).__name__}: {error}", Counter(), 0.0, 0.0, 0)
     history = outcome.world.history
     cause = ""
     if outcome.violations:
@@ -44,7 +46,8 @@ def quietly(seed: int, *, seconds: float) -> Line:
         others = ", ".join(f"{count} of {name}" for name, count in outcome.found.items())
         where = "" if first.partition is None else f" in partition {first.partition}"
         cause = f"at {first.at:.3f} s{where}: {first.name}: {first.what} (in all {others})"
-    return Line(seed, cause, reached(outcome.world), outcome.loop.now, len(history.sends) + len(history.polls))
+    operations = len(history.sends) + len(history.polls) + len(history.asked)
+    return Line(seed, cause, reached(outcome.world), outcome.loop.now, time.process_time() - began, operations)
 
 
 def many(seeds: Iterable[int], *, seconds: float, processes: int) -> int:
@@ -52,11 +55,12 @@ def many(seeds: Iterable[int], *, seconds: float, processes: int) -> int:
     seeds = list(seeds)
     began = told = time.monotonic()
     counts: Counter[str] = Counter()
-    virtual_s, operations, done, failed = 0.0, 0, 0, 0
+    virtual_s, cpu_s, operations, done, failed = 0.0, 0.0, 0, 0, 0
     with Pool(processes, maxtasksperchild=20) as pool:
         for line in pool.imap_unordered(partial(quietly, seconds=seconds), seeds):
             counts += line.counts
             virtual_s += line.virtual_s
+            cpu_s += line.cpu_s
             operations += line.operations
             done += 1
             if line.cause:
@@ -66,8 +70,10 @@ def many(seeds: Iterable[int], *, seconds: float, processes: int) -> int:
                 told = time.monotonic()
                 print(f"… {done} of {len(seeds)} seeds, {failed} failed, {told - began:.0f} s", flush=True)
     strikes = sum(count for place, count in counts.items() if place.startswith("fault: "))
-    print(f"{done} seeds, {failed} failed; {virtual_s:.0f} virtual seconds in {time.monotonic() - began:.0f} s on {processes} cores;")
-    print(f"{strikes} faults, {operations} operations")
+    calls = sum(counts[f"{port} {outcome}"] for port in ("metadata", "store") for outcome in ("before", "after", "late"))
+    wall_s = time.monotonic() - began
+    print(f"{done} seeds, {failed} failed; {virtual_s:.0f} virtual seconds in {wall_s:.0f} s on {processes} cores, {cpu_s:.0f} s of CPU;")
+    print(f"{strikes} faults, {calls} failed or late calls, {operations} operations")
     for place in sorted(SOMETIMES):
         print(f"  {counts[place]:>9}  {place}")
     missed = never(counts)
@@ -79,7 +85,7 @@ def tell(outcome: Outcome) -> int:
     """Print one run: what was drawn, and what led to the first violation."""
     world = outcome.world
     draw = world.draw
-    print(f"seed {outcome.seed}: {draw.brokers} brokers, {draw.partitions} partitions, {'calm' if draw.calm else 'rough'}: {draw.faults}")
+    print(f"seed {outcome.seed}: {draw.brokers} brokers, {draw.partitions} partitions, {draw.mood}: {draw.faults}")
     print(f"  {draw.settings.model_dump(exclude_defaults=True)}")
     if outcome.violations:
         print(*world.timeline.around(outcome.violations[0]), sep="\n")

@@ -1,6 +1,7 @@
 """Simulated clients: producers that retry as a client should, readers that hold streams open, somebody who deletes old records."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -160,16 +161,17 @@ class Client:
     spoilt: bool = False
     """An append of this session did not go well: the next one begins another."""
     expected: dict[int, int | None] = field(default_factory=dict)
-    last_connection: dict[int, Connection] = field(default_factory=dict)
-    moved: set[int] = field(default_factory=set)
-    """Partitions whose appends of this session were sent more than once, out of order perhaps: gaps are their own."""
+    unanswered: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Of each partition the appends of this session, by their first number, that are not acknowledged."""
+    in_flight: int = 1
     used: dict[int, float] = field(default_factory=dict)
     """When this session last heard of an append of a partition."""
 
     async def run(self, stop: float) -> None:
         world = self.world
         running: set[asyncio.Task[None]] = set()
-        in_flight = world.chance.choice((1, 3, 5)) if self.kind == "idempotent" else 1
+        if self.kind != "conditional":
+            self.in_flight = world.chance.choice((1, 1, 3, 5))
         rate = world.chance.choice(world.draw.rates)
         while world.loop.now < stop:
             await asyncio.sleep(world.chance.expovariate(rate))
@@ -186,10 +188,11 @@ class Client:
                 condition = await self._end_of(partition)
                 if condition is None:
                     continue
-            work = world.loop.create_task(self._send(partition, condition))
-            running.add(work)
-            work.add_done_callback(running.discard)
-            if len(running) >= in_flight:
+            for _ in range(world.chance.choice((1, 1, self.in_flight - len(running)))):  # some come together, and share a segment
+                work = world.loop.create_task(self._send(partition, condition))
+                running.add(work)
+                work.add_done_callback(running.discard)
+            if len(running) >= self.in_flight:
                 await asyncio.wait(running, return_when="FIRST_COMPLETED")
         if running:
             await asyncio.wait(running)
@@ -202,8 +205,7 @@ class Client:
             return False
         self.session += 1
         self.sequences.clear()
-        self.last_connection.clear()
-        self.moved.clear()
+        self.unanswered.clear()
         self.used.clear()
         self.spoilt = False
         return True
@@ -212,13 +214,9 @@ class Client:
         known = self.expected.get(partition)
         if known is not None:
             return known
-        began = self.world.loop.now
-        try:
-            latest = await self.connection.call(lambda process: _bound(process, partition, Bound.LATEST), timeout_s=2)
-        except (NoAnswer, TidelogError):
+        latest = await ask_latest(self.world, partition, self.connection)
+        if latest is None:
             self.connection = connect(self.world)
-            return None
-        self.world.history.asked.append(Asked(partition, began, self.world.loop.now, latest))
         return latest
 
     async def _send(self, partition: int, condition: int | None) -> None:
@@ -230,9 +228,10 @@ class Client:
             self.sequences[partition] = number + count
             session = (self.number * 1000 + self.session, self.producer_id)
         append = new_append(world, partition, count, session=session, number=number, condition=condition)
-        if self.last_connection.setdefault(partition, self.connection) is not self.connection:
-            self.moved.add(partition)
+        self.unanswered[partition].add(number)
         await self._until_answered(append, idempotent=session is not None)
+        if append.kind == "ok":
+            self.unanswered[partition].discard(number)
         self.spoilt = self.spoilt or append.kind != "ok"
         self.used[partition] = world.loop.now
         if self.kind == "conditional":
@@ -246,6 +245,7 @@ class Client:
         ambiguous = False
         while True:
             connection = self.connection
+            follows = any(number < append.sends[0].number for number in self.unanswered[append.partition])
             try:
                 appended: Appended = await connection.call(
                     lambda process: process.broker.append(append.request), timeout_s=1.3 * patience_s
@@ -253,7 +253,9 @@ class Client:
             except NoAnswer:
                 ambiguous = True
             except (ConditionFailed, OutOfOrderSequence, UnknownProducer) as error:
-                if not ambiguous and isinstance(error, OutOfOrderSequence | UnknownProducer) and not self._own_gap(append.partition):
+                if isinstance(error, OutOfOrderSequence | UnknownProducer) and not self._own_gap(
+                    append, follows=follows, ambiguous=ambiguous
+                ):
                     world.violation("false gap", (append.sends, str(error)), partition=append.partition)
                 append.settle(world, "info" if ambiguous else "fail")
                 return
@@ -265,7 +267,6 @@ class Client:
             else:
                 append.settle(world, "ok", appended.base_offset)
                 return
-            self.moved.add(append.partition)
             if (not idempotent and ambiguous) or world.loop.now > end:
                 append.settle(world, "info" if ambiguous else "fail")
                 return
@@ -273,14 +274,30 @@ class Client:
                 self.connection = connect(world)
             await asyncio.sleep(0.1)
 
-    def _own_gap(self, partition: int) -> bool:
-        """Say whether a gap in the sequence may be this client's doing, or its state may have expired."""
-        unused_s = self.world.loop.now - self.used.get(partition, self.world.loop.now)
-        return self.spoilt or partition in self.moved or unused_s * 1000 > self.world.draw.settings.producer_expiry_ms / 2
+    def _own_gap(self, append: Append, *, follows: bool, ambiguous: bool) -> bool:
+        """Say whether a gap before an append may be this client's doing, or all that was remembered has expired.
+
+        It may where the append `follows` one that was not acknowledged when it was sent; or where it is sent again while so many
+        passed it that it is not remembered any more.
+        """
+        unused_s = self.world.loop.now - self.used.get(append.partition, self.world.loop.now)
+        expired = unused_s * 1000 > self.world.draw.settings.producer_expiry_ms / 2
+        return expired or follows or (self.in_flight > 1 and ambiguous)
 
 
 async def _bound(process: Process, partition: int, bound: Bound) -> int:
     return (await process.broker.list_offset(TOPIC, partition, bound)).offset
+
+
+async def ask_latest(world: World, partition: int, connection: Connection) -> int | None:
+    """Ask where a partition ends; None where no answer came."""
+    began = world.loop.now
+    try:
+        latest = await connection.call(partial(_bound, partition=partition, bound=Bound.LATEST), timeout_s=2)
+    except (NoAnswer, TidelogError):
+        return None
+    world.history.asked.append(Asked(partition, began, world.loop.now, latest))
+    return latest
 
 
 async def _delete_before(process: Process, partition: int, offset: int) -> int:
@@ -359,6 +376,8 @@ async def read(world: World, reader: int, stop: float, *, partition: int | None 
             at = max(0, (await states(world))[chosen].next_offset - world.chance.randrange(30))
             stream.close()
             stream = Stream(world, chosen, connect(world), stream.number + 1)
+        if not final and world.chance.random() < 0.05:
+            await ask_latest(world, chosen, stream.connection)
         began = world.loop.now
         try:
             max_bytes = 100_000 if final else world.chance.choice((1, 1000, 100_000))

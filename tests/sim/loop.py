@@ -12,9 +12,8 @@ import zlib
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
 from enum import Enum
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVarTuple, Unpack
 
-T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 STEP_S = 2e-6
@@ -62,6 +61,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.events = 0
         self.trace = 0
         self.graveyard: list[asyncio.Handle] = []
+        self.halted = False
         self._soon: list[asyncio.Handle] = []
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = 0
@@ -95,6 +95,11 @@ class SimLoop(asyncio.BaseEventLoop):
         node.state = State.RUNNING
         self._soon.extend(node.parked)
         node.parked = []
+
+    def halt(self) -> None:
+        """End the run here and now: what it was to show, it has shown."""
+        self.halted = True
+        self.stop()
 
     def outside(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
         """Do something that belongs to no process: it happens whoever is dead by then."""
@@ -141,13 +146,21 @@ class SimLoop(asyncio.BaseEventLoop):
     def _process_events(self, events: object) -> None: ...
 
 
-def run(seed: int, main: Callable[[SimLoop], Coroutine[Any, Any, T]]) -> tuple[T, SimLoop]:
-    """Run a simulation to its end. No garbage is collected meanwhile: that would end what killed processes left behind, when it likes."""
+def run(seed: int, main: Callable[[SimLoop], Coroutine[Any, Any, None]]) -> SimLoop:
+    """Run a simulation to its end, or until it is halted.
+
+    No garbage is collected meanwhile: that would end what killed processes left behind, when it likes.
+    """
     loop = SimLoop(seed)
     asyncio.set_event_loop(loop)
     gc.disable()
     try:
-        return loop.run_until_complete(main(loop)), loop
+        ending = loop.create_task(main(loop))
+        ending.add_done_callback(lambda _: loop.stop())
+        loop.run_forever()
+        if not loop.halted:
+            ending.result()
+        return loop
     finally:
         gc.enable()
         asyncio.set_event_loop(None)

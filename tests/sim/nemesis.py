@@ -26,6 +26,8 @@ def heal(world: World) -> None:
         if outages:
             outages[-1] = (outages[-1][0], min(outages[-1][1], world.loop.now))
     world.cut.clear()
+    world.silenced.clear()
+    world.at_commit.clear()
     for process in world.brokers.values():
         world.loop.resume(process.node)
     world.tell("fault", "world", "heals")
@@ -39,6 +41,25 @@ def _kill(world: World, victim: Process, lasts: float) -> None:
 def _kill_all(world: World, victim: Process, lasts: float) -> None:
     for name in sorted(world.brokers):
         _kill(world, world.brokers[name], lasts)
+
+
+def _last_words(world: World, victim: Process, lasts: float) -> None:
+    """Let a broker die whose last calls take effect when its lease has passed."""
+    world.silenced.add(victim.name)
+
+    def die() -> None:
+        world.silenced.discard(victim.name)
+        kill(world, victim.name)
+        world.loop.outside(world.draw.settings.lease_ms / 1000 * 3, begin, world, victim.name)
+
+    world.loop.outside(world.chance.uniform(0.1, 1.0), die)
+
+
+def _struck_at_commit(world: World, victim: Process, _: float) -> None:
+    """Kill a leader between a commit and its answers, or pause it for just so long that another takes over meanwhile."""
+    then = world.chance.choice((_kill, _pause))
+    lasts = world.chance.uniform(1, 2.5) * world.draw.settings.lease_ms / 1000
+    world.at_commit[victim.name] = lambda: then(world, world.brokers[victim.name], lasts)
 
 
 def _pause(world: World, victim: Process, lasts: float) -> None:
@@ -100,6 +121,8 @@ def _skew(world: World, victim: Process, _: float) -> None:
 _STRIKES: dict[str, Strike] = {
     "kill": _kill,
     "kill all": _kill_all,
+    "last words": _last_words,
+    "struck at commit": _struck_at_commit,
     "pause": _pause,
     "drain": _drain,
     "cut peer": _cut_peer,

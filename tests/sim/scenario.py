@@ -54,7 +54,7 @@ def look(tx: Transaction) -> list[tuple[str, object]]:
 async def nemesis(world: World, stop: float) -> None:
     """Strike again and again."""
     while world.loop.now < stop:
-        await asyncio.sleep(world.chance.uniform(5, 15) if world.draw.calm else world.chance.uniform(0.5, 3))
+        await asyncio.sleep(world.chance.uniform(5, 15) if world.draw.mood == "calm" else world.chance.uniform(0.5, 3))
         if world.loop.now < stop:
             strike(world)
 
@@ -70,9 +70,9 @@ async def at_rest(world: World) -> None:
             world.violation("bytes never given back", f"{process.label} holds {held}")
 
 
-async def scenario(loop: SimLoop, seconds: float) -> World:
+async def scenario(world: World, seconds: float) -> None:
     """Run faults for so many seconds; then heal, and look whether all is there."""
-    world = await open_world(loop)
+    loop = world.loop
     # The first to come names the cluster and the topic; then the faults begin.
     for index in range(world.draw.brokers):
         begin(world, f"b{index}")
@@ -101,13 +101,21 @@ async def scenario(loop: SimLoop, seconds: float) -> World:
         world.violation(name, what)
     for row in await states(world):
         world.ends[row.partition], world.log_starts[row.partition] = row.next_offset, row.log_start_offset
-    return world
 
 
-def simulate(seed: int, *, seconds: float = FAULT_SECONDS) -> Outcome:
-    """Run one seed with so many virtual seconds of faults, and check it."""
-    world, loop = run(seed, lambda loop: scenario(loop, seconds))
+def simulate(seed: int, *, seconds: float = FAULT_SECONDS, to_first: bool = False, mood: str | None = None) -> Outcome:
+    """Run one seed with so many virtual seconds of faults, and check it; `to_first`: only up to the first violation."""
+    worlds: list[World] = []
+
+    async def main(loop: SimLoop) -> None:
+        worlds.append(await open_world(loop, mood))
+        worlds[0].to_first = to_first
+        await scenario(worlds[0], seconds)
+
+    loop = run(seed, main)
+    [world] = worlds
     violations = list(world.violations)
-    for name, anomalies in check(world.history, ends=world.ends, log_starts=world.log_starts).items():
-        violations += (Violation(each.at, name, each.what, each.partition) for each in anomalies)
+    if not loop.halted:
+        for name, anomalies in check(world.history, ends=world.ends, log_starts=world.log_starts).items():
+            violations += (Violation(each.at, name, each.what, each.partition) for each in anomalies)
     return Outcome(seed, world, loop, sorted(violations, key=lambda violation: violation.at))

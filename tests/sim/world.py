@@ -56,7 +56,7 @@ class Draw:
     network_s: float
     late_s: float
     settings: Settings
-    calm: bool
+    mood: str
     faults: list[str]
     rates: tuple[float, ...]
     """Appends per second of a producer; quiet ones leave partitions idle, so that what is late comes upon nothing newer."""
@@ -69,6 +69,8 @@ class Draw:
 FAULTS = (
     "kill",
     "kill all",
+    "last words",
+    "struck at commit",
     "pause",
     "drain",
     "cut peer",
@@ -86,26 +88,35 @@ FAULTS = (
 """What a nemesis may do; each seed draws some of them."""
 
 
-def draw(chance: random.Random) -> Draw:
-    lease_ms = chance.choice((1200, 2500, 5000))
-    quiet = chance.random() < 0.2
+MOODS = ("calm", "ordinary", "ordinary", "hostile", "quiet")
+"""Hostile: short leases and deadlines, and what makes effects late. Quiet: idle partitions, so that nothing newer covers what is late."""
+
+
+def draw(chance: random.Random, mood: str | None = None) -> Draw:
+    """Draw a run; some moods draw what a fixed mixture hardly ever meets."""
+    mood = mood or chance.choice(MOODS)
+    hostile = mood == "hostile"
+    lease_ms = 1200 if hostile else chance.choice((1200, 2500, 5000))
+    faults = [kind for kind in FAULTS if chance.random() < 0.6]
+    if mood in ("hostile", "quiet"):
+        faults = [kind for kind in faults if "outage" not in kind] + ["last words", "struck at commit", "pause", "metadata"]
     return Draw(
         brokers=chance.choice((2, 3, 3, 4)),
         partitions=chance.choice((2, 4, 6)),
         store_s=chance.choice((0.005, 0.03, 0.2)),
         metadata_s=chance.choice((0.001, 0.004, 0.03)),
         network_s=chance.choice((0.0005, 0.003, 0.03)),
-        late_s=chance.choice((3.0, 15.0)),
+        late_s=3.0 if hostile else chance.choice((3.0, 15.0)),
         settings=Settings(
             lease_ms=lease_ms,
-            catalog_poll_ms=chance.choice((100, 400)),
+            catalog_poll_ms=chance.choice((200, 500)),
             max_latency_ms=chance.choice((10, 50, 200)),
-            append_timeout_ms=chance.choice((1000, 2000, 5000, 12_000)),
+            append_timeout_ms=chance.choice((500, 1000, 2000, 5000)) if hostile else chance.choice((2000, 5000, 12_000)),
             max_uploads=chance.choice((1, 3, 6)),
             max_open_sequences=chance.choice((4, 60)),
             segment_bytes=chance.choice((4096, 65536)),
             puts_per_second=chance.choice((5, 50, 1000)),
-            peer_timeout_ms=chance.choice((300, 1000, 3000)),
+            peer_timeout_ms=chance.choice((300, 1000, 3000, 10_000)),
             take_over_batch_partitions=chance.choice((1, 1000)),
             commit_max_partitions=chance.choice((1, 2000)),
             max_pending_references=chance.choice((2, 100_000)),
@@ -119,11 +130,11 @@ def draw(chance: random.Random) -> Draw:
             read_block_bytes=chance.choice((4096, 32768)),
             window_extents=chance.choice((4, 1000)),
             read_ahead_extents=chance.choice((2, 100)),
-            follower_poll_ms=chance.choice((50, 500)),
+            follower_poll_ms=chance.choice((100, 500)),
         ),
-        calm=chance.random() < 0.25,
-        faults=[kind for kind in FAULTS if chance.random() < 0.6] or ["pause"],
-        rates=(0.3, 1) if quiet else (3, 10),
+        mood=mood,
+        faults=faults or ["pause"],
+        rates=(0.3, 1) if mood == "quiet" else (3, 10),
         padding=chance.choice(((0,), (0, 0, 200), (0, 12_000))),
         trims=chance.random() < 0.3,
     )
@@ -156,8 +167,14 @@ class World:
     outages: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"metadata": [], "store": []})
     """From when to when a port answers nobody, the latest one last."""
     cut: set[tuple[str, str]] = field(default_factory=set)
+    silenced: set[str] = field(default_factory=set)
+    """Brokers whose calls of the stores take effect only when their lease has passed."""
+    at_commit: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """What befalls a broker when its next commit is done, and before it hears of that."""
     damaged_at: float = -1e9
     """When a body was last damaged on its way."""
+    to_first: bool = False
+    """Whether the run is over with the first violation."""
     values: int = 0
     ends: dict[int, int] = field(default_factory=dict)
     log_starts: dict[int, int] = field(default_factory=dict)
@@ -171,6 +188,8 @@ class World:
 
     def violation(self, name: str, what: object, *, partition: int | None = None) -> None:
         self.violations.append(Violation(self.loop.now, name, str(what), partition))
+        if self.to_first:
+            self.loop.halt()
 
     def tell(self, kind: str, who: str, what: str, *values: object, partition: int | None = None) -> None:
         """Note something for the timeline; `what` is a format string for the values."""
@@ -200,8 +219,10 @@ class World:
     def fault(self, port: str) -> str | None:
         """Draw one of the outcomes: None (done), before, after, late."""
         node = NODE.get()
-        if node is not None and (node.name, port) in self.cut:
-            outcome: str | None = "before" if self.chance.random() < 0.6 else "late"
+        if node is not None and node.name in self.silenced:
+            outcome: str | None = "late"
+        elif node is not None and (node.name, port) in self.cut:
+            outcome = "before" if self.chance.random() < 0.6 else "late"
         elif self.down(port):
             outcome = "before"
         elif self.failing[port] and self.chance.random() < self.failing[port]:
@@ -211,6 +232,13 @@ class World:
         self.counts[f"{port} {outcome}"] += 1
         self.tell(port, who(), "a call is {}", {"before": "not done", "after": "done, unheard", "late": "to be late"}[outcome or ""])
         return outcome
+
+    def delay(self) -> float:
+        """Draw after how long a late effect comes."""
+        node = NODE.get()
+        if node is not None and node.name in self.silenced:
+            return self.chance.uniform(0.8, 2.5) * self.draw.settings.lease_ms / 1000
+        return self.chance.uniform(0.1, self.draw.late_s)
 
 
 def who() -> str:
@@ -235,10 +263,13 @@ class SimMetadata:
             await asyncio.sleep(world.latency(world.draw.metadata_s) * 5)
             raise MetadataUnavailable("simulated: not done") if world.chance.random() < 0.5 else MetadataOutcomeUnknown("simulated")
         if outcome == "late":
-            world.loop.outside(world.chance.uniform(0.1, world.draw.late_s), self._late, verb, args, kwargs, f"{who()}, late")
+            world.loop.outside(world.delay(), self._late, verb, args, kwargs, f"{who()}, late")
             await asyncio.sleep(world.latency(world.draw.metadata_s) * 10)
             raise MetadataOutcomeUnknown("simulated: late")
         result = await world.run(verb, *args, who=who(), **kwargs)
+        node = NODE.get()
+        if verb.__name__ == "commit" and node is not None and node.name in world.at_commit:
+            world.at_commit.pop(node.name)()
         await asyncio.sleep(world.latency(world.draw.metadata_s) / 2)
         if outcome == "after":
             raise MetadataOutcomeUnknown("simulated: done, but not heard of")
@@ -274,7 +305,7 @@ class SimBucket:
                 StoreUnavailable("simulated: not done") if late is None or world.chance.random() < 0.5 else StoreOutcomeUnknown("simulated")
             )
         if outcome == "late" and late is not None:
-            world.loop.outside(world.chance.uniform(0.1, world.draw.late_s), late)
+            world.loop.outside(world.delay(), late)
             await asyncio.sleep(0.5)
             raise StoreOutcomeUnknown("simulated: late")
         return outcome
@@ -520,10 +551,10 @@ class _Feed:
             self._receiver.committed(news)
 
 
-async def open_world(loop: SimLoop) -> World:
+async def open_world(loop: SimLoop, mood: str | None = None) -> World:
     clock = SimClock(loop)
     store = await open_sqlite(IN_MEMORY, clock=clock, executor=InlineExecutor())
-    return World(loop, draw(loop.chance), store, Bucket(clock=clock), clock)
+    return World(loop, draw(loop.chance, mood), store, Bucket(clock=clock), clock)
 
 
 def begin(world: World, name: str) -> None:
