@@ -99,6 +99,68 @@ asyncio.run(open_sqlite(pathlib.Path({str(tmp_path / "meta.db")!r}), clock=Syste
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
 
 
+async def test_one_sqlite_is_not_opened_by_another_name(tmp_path: Path) -> None:
+    store = await sqlite(tmp_path / "meta.db")
+    (tmp_path / "link.db").symlink_to(tmp_path / "meta.db")
+    with pytest.raises(MetadataUnusable, match=f"process {os.getpid()} has it open"):
+        await sqlite(tmp_path / "link.db")
+    await store.close()
+
+
+async def test_a_file_that_may_only_be_read_is_named(tmp_path: Path) -> None:
+    store = await sqlite(tmp_path / "meta.db")
+    await store.run(lambda tx: tx.execute("PRAGMA query_only = ON"))
+    with pytest.raises(MetadataUnusable, match="the file is read-only; let this process write to it and to its directory"):
+        await join(store, "b0")
+    await store.close()
+
+
+async def test_a_lock_of_another_program_is_waited_for_and_then_named(tmp_path: Path) -> None:
+    """As a shell on the file takes it, which asks for no process lock."""
+    store = await sqlite(tmp_path / "meta.db")
+    await store.run(lambda tx: tx.rows("PRAGMA busy_timeout = 50"))
+    shell = sqlite3.connect(tmp_path / "meta.db", isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    with pytest.raises(MetadataUnavailable, match="another connection holds it locked; nothing was committed"):
+        await join(store, "b0")
+    shell.execute("ROLLBACK")
+    shell.close()
+    await join(store, "b0")
+    await store.close()
+
+
+def test_a_disk_that_fails_at_the_commit_leaves_the_outcome_unknown(tmp_path: Path) -> None:
+    """The commit may be in the file already, only its sync failed: then a restart brings it back (I5)."""
+    program = f"""
+import asyncio, os, pathlib, resource
+from tidelog.errors import MetadataOutcomeUnknown
+from tests.contract.metadata_steps import join
+from tests.integration.test_metadata_stores import sqlite
+
+async def main():
+    path = pathlib.Path({str(tmp_path / "meta.db")!r})
+    store = await sqlite(path)
+    await join(store, "b0")
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(f"{{path}}-wal") + 100, most))
+    try:
+        await join(store, "b1")
+    except MetadataOutcomeUnknown as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    first = await join(store, "b1")
+    print(first == await join(store, "b1"))
+    await store.close()
+
+asyncio.run(main())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    problem, went_on = done.stdout.splitlines()
+    assert "its disk failed (disk I/O error); it may have happened: mend the disk and ask again" in problem
+    assert went_on == "True"
+
+
 async def test_a_full_disk_commits_nothing_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
     store = await sqlite(tmp_path / "meta.db")
     await join(store, "b0")
@@ -340,7 +402,6 @@ HELD = {
     "commit": "commit(tx, broker_epoch=2, partitions=[PartitionCommit(1, 1, 0, (NewExtent(2, 1, 8, 100, 10, 0),))])",
     "take over": "take_over(tx, broker_epoch=2, membership_version=3, partition_ids=[1])",
     "register": "register(tx, broker_id='b2', incarnation='i', zone='', address='', peer_address='', ttl_ms=1000)",
-    "report resolved": "report_resolved(tx, broker_epoch=2, sequence=1)",
 }
 """What a broker may be in the middle of, as Python."""
 
@@ -357,7 +418,6 @@ async def test_a_paused_broker_inside_a_transaction_does_not_block_the_end_of_it
 import asyncio
 from tidelog.metadata.commits import NewExtent, PartitionCommit, commit
 from tidelog.metadata.leadership import take_over
-from tidelog.metadata.marks import report_resolved
 from tidelog.metadata.membership import register
 from tidelog.metadata.postgres import PostgresSettings, open_postgres
 

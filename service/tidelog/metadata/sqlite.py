@@ -109,7 +109,7 @@ def _open(path: str, clock: Clock, executor: Executor) -> SqliteStore:
 
 
 def _lock(path: str) -> IO[str]:
-    name = f"{path}.lock"
+    name = f"{os.path.realpath(path)}.lock"  # one file, one lock, whatever name it is opened by
     try:
         lock = open(name, "a+", encoding="ascii")  # noqa: SIM115 - held for the life of the store
     except OSError as error:
