@@ -8,7 +8,7 @@ from tests.integration.test_interleavings import digest
 from tests.metadata_scene import VERBS, Snapshots
 from tests.stepper import Answer, Verb
 
-BEGINS_A_NEW_EPOCH = {"take over", "take over the coordinator", "the other takes over what nobody leads"}
+BEGINS_A_NEW_EPOCH = {"take over", "take over the coordinator", "the other takes over what nobody leads", "set fencing token"}
 """A leader that is not sure of its epoch begins another: the former one is then fenced, whoever had it."""
 GIVES_MORE = {"allocate producer ids"}
 """Numbers that nobody heard of stay unused."""
