@@ -36,7 +36,9 @@ class Settings(BaseModel):
     )
     zone: str = Field("", description="Availability zone; clients prefer brokers of their own.")
     listen: str = Field("127.0.0.1:9595", description="Where clients connect, HOST:PORT; port 0 takes any free one.")
-    advertise: str = Field("", description="HOST:PORT that clients and brokers are told; empty: what is listened on.")
+    advertise: str = Field(
+        "", description="HOST:PORT that others are told; empty: what is listened on, by the host's name where that is every address."
+    )
     metrics_listen: str = Field("127.0.0.1:9596", description="Where /metrics, /livez and /readyz answer, HOST:PORT; empty: nowhere.")
     bucket: str = Field("", description="Where segments are kept: s3://bucket/prefix, file:///directory or memory://.")
     metadata: str = Field("", description="Metadata store: postgresql://…, sqlite:///path, or sqlite:// for one in memory.")
@@ -152,8 +154,13 @@ class Settings(BaseModel):
     tls_certificate_file: str = Field("", description="PEM file of the server's certificate chain; read again when it changes.")
     tls_key_file: str = Field("", description="PEM file of its private key.")
     tls_client_ca_file: str = Field("", description="PEM file of the authorities whose client certificates are asked for (mTLS).")
+    tls_ca_file: str = Field(
+        "", description="PEM file of the authorities of other brokers' certificates; empty: tls_client_ca_file, else the system's."
+    )
     tokens_file: str = Field("", description="YAML file of bearer tokens and their scopes; read again when it changes.")
-    peer_token: str = Field("", repr=False, description="Secret by which brokers know each other; empty: mTLS, or loopback only.")
+    peer_token: str = Field(
+        "", repr=False, description="Secret by which brokers know each other; needed with tokens_file. Empty: mTLS, or loopback only."
+    )
 
     # ---- telemetry
     log_format: Literal["text", "json"] = Field("text", description="How telemetry is printed.")

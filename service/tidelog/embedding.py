@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
+
+from tidelog.errors import NotReady
 
 _START_SECONDS = 30.0
 
@@ -18,15 +21,16 @@ def embedded(*, data_dir: Path | str | None = None, port: int = 0, **settings: o
     """Run a service while the context is open, and give its address, HOST:PORT, for `tidelog.connect`.
 
     `data_dir` keeps its data in a directory instead of memory; `settings` are those of a broker (docs/settings.md). Topics
-    are made on first use. Needs the extra `server`. Raises InvalidSettings, and whatever keeps the service from starting.
+    are made on first use. Needs the extra `server`. Raises InvalidSettings, and whatever keeps the service from starting or
+    ends it before its time.
     """
-    from tidelog.config import Settings
+    from tidelog.server.settings import load_settings
 
     places = {"bucket": "memory://", "metadata": "sqlite://"}
     if data_dir is not None:
         root = Path(data_dir).absolute()
         root.mkdir(parents=True, exist_ok=True)
-        places = {"bucket": f"file://{root / 'objects'}", "metadata": f"sqlite://{root / 'metadata.db'}"}
+        places = {"bucket": f"file://{quote(str(root / 'objects'))}", "metadata": f"sqlite://{quote(str(root / 'metadata.db'))}"}
     chosen: dict[str, object] = {
         "broker_id": "embedded",
         "listen": f"127.0.0.1:{port}",
@@ -36,21 +40,34 @@ def embedded(*, data_dir: Path | str | None = None, port: int = 0, **settings: o
         **places,
         **settings,
     }
+    loaded = load_settings(flags=chosen, config_file=None, environ={}, flags_are="argument", called=str)
     started: Future[str] = Future()
     stop: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-    thread = threading.Thread(target=_serve, args=(Settings.model_validate(chosen), started, stop), name="tidelog-embedded", daemon=True)
+    failures: list[BaseException] = []
+    thread = threading.Thread(target=_serve, args=(loaded.settings, started, stop, failures), name="tidelog-embedded", daemon=True)
     thread.start()
     try:
-        yield started.result(timeout=_START_SECONDS)
+        try:
+            address = started.result(timeout=_START_SECONDS)
+        except TimeoutError:
+            raise NotReady(f"the embedded service was not ready within {_START_SECONDS:g} s; look at what it prints") from None
+        yield address
     finally:
         if stop.done():
             loop, event = stop.result()
             with suppress(RuntimeError):  # it has ended by itself
                 loop.call_soon_threadsafe(event.set)
         thread.join()
+    if failures:
+        raise failures[0]
 
 
-def _serve(settings: object, started: "Future[str]", stop: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
+def _serve(
+    settings: object,
+    started: "Future[str]",
+    stop: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]",
+    failures: list[BaseException],
+) -> None:
     from tidelog.config import Settings
     from tidelog.server.process import serve
 
@@ -68,3 +85,5 @@ def _serve(settings: object, started: "Future[str]", stop: "Future[tuple[asyncio
     except BaseException as error:  # noqa: BLE001  it belongs to whoever asked for the service
         if not started.done():
             started.set_exception(error)
+        else:
+            failures.append(error)

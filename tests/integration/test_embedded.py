@@ -1,11 +1,14 @@
 """A service inside one's own process, for other people's tests."""
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tidelog
-from tidelog.errors import InvalidSettings
+from tidelog.broker.broker import Broker
+from tidelog.errors import InvalidSettings, MetadataUnusable, TimeTravel
 
 
 async def values(address: str, topic: str) -> list[bytes | None]:
@@ -32,6 +35,49 @@ def test_a_directory_keeps_what_was_appended(tmp_path: Path) -> None:
         assert asyncio.run(values(address, "kept")) == [b"a", b"b"]
 
 
-def test_a_setting_that_cannot_be_used_is_named() -> None:
-    with pytest.raises((InvalidSettings, ValueError), match="lease_ms"), tidelog.embedded(lease_ms=1):
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lease_ms": 1}, r"lease_ms is 1 \(argument lease_ms\), but it must be a whole number from 500"),
+        ({"lese_ms": 1000}, "argument lese_ms is no setting of Tidelog; did you mean lease_ms"),
+        ({"max_append_bytes": 1024}, "a batch must fit into an append"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidSettings, match=says), tidelog.embedded(**settings):
         pass
+
+
+def test_what_keeps_it_from_starting_is_raised(tmp_path: Path) -> None:
+    with tidelog.embedded(data_dir=tmp_path), pytest.raises(MetadataUnusable, match="has it open"), tidelog.embedded(data_dir=tmp_path):
+        pass
+
+
+def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "50% of a #name? with ö"
+    with tidelog.embedded(data_dir=folder) as address:
+        asyncio.run(append(address, "kept", b"a"))
+    assert list((folder / "objects").rglob("*.seg"))
+
+
+def test_a_service_that_fails_while_it_is_used_says_so_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a test would only see that nobody answers any more."""
+    fail = threading.Event()
+    run = Broker.run
+
+    async def run_until_it_fails(broker: Broker, **addresses: str) -> None:
+        running = asyncio.ensure_future(run(broker, **addresses))
+        while not fail.is_set():
+            await asyncio.wait([running], timeout=0.01)
+        running.cancel()
+        raise TimeTravel("the database is older than the bucket")
+
+    monkeypatch.setattr(Broker, "run", run_until_it_fails)
+
+    def use_it() -> None:
+        with tidelog.embedded() as address:
+            asyncio.run(append(address, "t", b"a"))
+            fail.set()
+
+    with pytest.raises(TimeTravel):
+        use_it()

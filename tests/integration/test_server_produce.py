@@ -108,6 +108,19 @@ async def test_appends_that_were_taken_go_on_when_the_client_is_gone(served: Ser
     assert served.broker.logs["t"][0].next_offset == 1
 
 
+async def test_a_unary_append_whose_caller_stops_waiting_goes_on(served: Served) -> None:
+    """I5: its deadline is the client's, and says nothing of what was done."""
+    served.broker.hold = True
+    append = log_pb2.AppendRequest(topic="t", partition=0, records=[log_pb2.Record(value=b"v")])
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await served.log.Append(append, timeout=0.2)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    while served.registry.get_sample_value("tidelog_grpc_open_calls", {"method": "/tidelog.v1.Log/Append"}):
+        await asyncio.sleep(0.001)
+    served.broker.release()
+    assert served.broker.logs["t"][0].next_offset == 1
+
+
 @pytest.mark.parametrize("limit", [{"max_stream_appends": 10}, {"max_stream_append_bytes": 10 * len(batch(bytes(100_000)))}])
 async def test_at_its_limit_the_stream_is_not_read(limit: dict[str, Any]) -> None:
     async with serving(**limit) as served:

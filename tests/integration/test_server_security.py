@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import resource
+import socket
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tidelog.metadata.topics import TopicConfig
 from tidelog.proto.v1 import admin_pb2, log_pb2
 from tidelog.server.descriptors import connections_that_fit, raise_limit
 from tidelog.server.security import check_listener, is_loopback
+from tidelog.server.tls import channel_credentials
 from tidelog.telemetry import LogLevel, configure
 
 from tests.listed_broker import ListedBroker
@@ -270,6 +272,32 @@ async def test_a_renewed_authority_of_clients_lets_in_its_own_and_no_others(cert
         assert not await welcome(served, old)
 
 
+@pytest.mark.parametrize("asks_for_certificates", [False, True])
+async def test_brokers_reach_each_other_by_an_authority_of_their_own(certificates: Certificates, asks_for_certificates: bool) -> None:
+    """Clients with tokens need no certificate, and the brokers' own may be of an authority that no system knows."""
+    authority = str(certificates.directory / "ca.pem")
+    settings = certificates.settings | ({"tls_client_ca_file": authority} if asks_for_certificates else {"tls_ca_file": authority})
+    async with serving(credentials=channel_credentials(Settings.model_validate(settings)), **settings) as served:
+        assert await answers(served)
+    if not asks_for_certificates:
+        async with serving(credentials=channel_credentials(Settings.model_validate(certificates.settings)), **settings) as served:
+            assert not await answers(served), "the system does not know it"
+
+
+@pytest.mark.parametrize("setting", ["tls_client_ca_file", "tls_ca_file"])
+@pytest.mark.parametrize("content", [None, "nonsense"])
+async def test_authorities_that_cannot_be_used_are_refused_at_the_start(
+    certificates: Certificates, setting: str, content: str | None
+) -> None:
+    file = certificates.directory / "authorities.pem"
+    if content is not None:
+        file.write_text(content)
+    settings: dict[str, Any] = certificates.settings | {setting: str(file)}
+    with pytest.raises(InvalidSettings, match=r"authorities\.pem"):
+        async with serving(**settings):
+            pass
+
+
 async def test_a_certificate_with_another_ones_key_is_refused_at_the_start(certificates: Certificates) -> None:
     key = certificates.authority.issue_cert("other").private_key_pem
     key.write_to_path(certificates.directory / "key.pem")
@@ -323,6 +351,16 @@ async def test_an_insecure_listener_is_told_of_at_every_start_however_little_is_
     assert len(told) == 2
     assert "TLS" in told[0]
     assert "authentication" in told[0]
+
+
+async def test_clients_are_never_sent_to_every_address() -> None:
+    async with serving(listen="0.0.0.0:0", insecure=True) as served:
+        port = served.server.address.rpartition(":")[2]
+        assert served.server.advertised == f"{socket.gethostname()}:{port}"
+    async with serving(listen="0.0.0.0:0", insecure=True, advertise="balancer:1") as served:
+        assert served.server.advertised == "balancer:1"
+    async with serving() as served:
+        assert served.server.advertised == served.server.address
 
 
 @pytest.mark.parametrize("setting", ["listen", "metrics_listen"])

@@ -1,13 +1,17 @@
 """What is printed, and what never is."""
 
+import ast
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from tidelog.telemetry import HIDDEN, LogFormat, configure, get_logger, without_secrets
+import tidelog
+from tidelog.telemetry import _SECRET_NAME, HIDDEN, LogFormat, configure, get_logger, without_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +92,28 @@ def test_payloads_secrets_and_local_variables_are_not_printed(log_format: LogFor
     assert "ValueError" in stream.getvalue()
     assert "7 bytes" in stream.getvalue()
     assert not [number for number in range(1, 9) if f"hunter{number}" in stream.getvalue()]
+
+
+def events() -> Iterator[tuple[str, ast.Call]]:
+    """Yield where something is printed, and the call that does it."""
+    root = Path(tidelog.__path__[0])
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "_log":
+                yield f"{file.relative_to(root)}:{node.lineno}", node
+
+
+def test_every_event_has_a_constant_name_and_fields_that_are_shown() -> None:
+    wrong = []
+    found = list(events())
+    for place, call in found:
+        name = call.args[0] if len(call.args) == 1 else None
+        constant = isinstance(name, ast.Constant) and isinstance(name.value, str) and re.fullmatch(r"[a-z]+(_[a-z]+)*", name.value)
+        fields = [keyword.arg for keyword in call.keywords]
+        if not constant or None in fields or any(_SECRET_NAME.search(str(field)) for field in fields):
+            wrong.append(f"{place}: {ast.unparse(call)}")
+    assert len(found) > 20, "it looks where something is printed"
+    assert wrong == []
 
 
 def test_urls_without_passwords_stay_as_they_are() -> None:

@@ -64,7 +64,7 @@ async def serve(settings: Settings, *, greet: Greet | None = None, stopping: asy
         if not await _before(stopping, working):
             return
         broker, server = working.result()
-        address = settings.advertise or server.address
+        address = server.advertised
         life = asyncio.create_task(broker.run(address=address, peer_address=address))
         try:
             if await _before(stopping, asyncio.create_task(_ready(broker, life))):

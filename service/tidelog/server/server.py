@@ -1,5 +1,6 @@
 """The server: listeners in front of a broker. Start-up and shutdown read as two lists."""
 
+import socket
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from tidelog.server.tls import server_credentials
 from tidelog.telemetry import get_logger
 
 SERVICES = ("tidelog.v1.Log", "tidelog.v1.Admin")
+_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - where nobody can be sent to
 _log = get_logger(__name__)
 
 
@@ -57,6 +59,14 @@ class Server:
         if self._settings.metrics_listen:
             self.metrics_address = await self._health.start(self._settings.metrics_listen)
         _log.info("server_started", address=self.address, metrics_address=self.metrics_address)
+
+    @property
+    def advertised(self) -> str:
+        """HOST:PORT that clients and other brokers are told."""
+        host, port = host_and_port(self.address)
+        if self._settings.advertise:
+            return self._settings.advertise
+        return f"{socket.gethostname()}:{port}" if host in _EVERY_ADDRESS else self.address
 
     async def stop(self) -> None:
         """End streams, answer what was taken, refuse the rest, stop listening."""

@@ -78,37 +78,44 @@ def variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
-def load_settings(*, flags: Mapping[str, Any], config_file: Path | None, environ: Mapping[str, str]) -> LoadedSettings:
-    """Gather the settings of a process. `flags` go by the settings' names.
+def load_settings(
+    *,
+    flags: Mapping[str, Any],
+    config_file: Path | None,
+    environ: Mapping[str, str],
+    flags_are: str = "flag",
+    called: Callable[[str], str] = flag,
+) -> LoadedSettings:
+    """Gather the settings of a process. `flags` go by the settings' names; the last two parameters say what people know them as.
 
     Raises InvalidSettings, which names every setting that cannot be used, the value found, where, and what to do.
     """
-    problems = [*_unknown_variables(environ), *_unknown("flag", flags, flag)]
+    problems = [*_unknown_variables(environ), *_unknown(flags_are, flags, called)]
     sources = [_environment(environ)]
     if config_file is not None:
         file = _file(config_file)
         problems += _unknown(f"{config_file}: setting", file.values, str)
         sources.append(file)
-    sources.append(_Source(flags, lambda name: f"flag {flag(name)}", "give another, or leave it out"))
+    sources.append(_Source(flags, lambda name: f"{flags_are} {called(name)}", "give another, or leave it out"))
     if problems:
         raise InvalidSettings("\n".join(problems))
 
     origin = {name: source for source in sources for name in source.values}
     values = {name: source.values[name] for name, source in origin.items()}
-    called = dict.fromkeys(Settings.model_fields, "default") | {name: source.called(name) for name, source in origin.items()}
+    told = dict.fromkeys(Settings.model_fields, "default") | {name: source.called(name) for name, source in origin.items()}
     if not values.get("broker_id"):
-        values["broker_id"], called["broker_id"] = _host_name(), "made of the host's name"
+        values["broker_id"], told["broker_id"] = _host_name(), "made of the host's name"
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         names = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
-        raise InvalidSettings("\n".join(_unfit(name, values[name], called[name], origin.get(name)) for name in names)) from None
+        raise InvalidSettings("\n".join(_unfit(name, values[name], told[name], origin.get(name)) for name in names)) from None
     if unfit := [
-        f"{' and '.join(f'{n} is {shown(n, getattr(settings, n))} ({called[n]})' for n in found.names)}, but {found.sentence}"
+        f"{' and '.join(f'{n} is {shown(n, getattr(settings, n))} ({told[n]})' for n in found.names)}, but {found.sentence}"
         for found in contradictions(settings)
     ]:
         raise InvalidSettings("\n".join(unfit))
-    return LoadedSettings(settings, called)
+    return LoadedSettings(settings, told)
 
 
 def shown(name: str, value: object) -> str:

@@ -20,7 +20,7 @@ def server_credentials(settings: Settings, *, clock: Clock) -> grpc.ServerCreden
         if settings.tls_client_ca_file:
             raise InvalidSettings("tls_client_ca_file is set without tls_certificate_file; client certificates need a TLS listener")
         return None
-    certificate = Reloaded(_files(settings), lambda: _load(settings), clock=clock)
+    certificate = Reloaded([Path(name) for name in _files(settings)], lambda: _load(settings), clock=clock)
     return grpc.dynamic_ssl_server_credentials(
         certificate.current(),
         _fetcher(certificate),  # type: ignore[arg-type]  # None is documented to mean: unchanged
@@ -32,32 +32,34 @@ def channel_credentials(settings: Settings) -> grpc.ChannelCredentials | None:
     """Return what this broker shows to others and checks theirs against, read anew for each link; None without TLS."""
     if not settings.tls_certificate_file:
         return None
+    authorities_file = settings.tls_ca_file or settings.tls_client_ca_file
+    authorities = Path(authorities_file).read_bytes() if authorities_file else None
     if not settings.tls_client_ca_file:
-        return grpc.ssl_channel_credentials()
-    authorities = Path(settings.tls_client_ca_file).read_bytes()
+        return grpc.ssl_channel_credentials(authorities)
     return grpc.ssl_channel_credentials(
         authorities, Path(settings.tls_key_file).read_bytes(), Path(settings.tls_certificate_file).read_bytes()
     )
 
 
-def _files(settings: Settings) -> list[Path]:
-    names = (settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
-    return [Path(name) for name in names if name]
+def _files(settings: Settings) -> list[str]:
+    names = (settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file, settings.tls_ca_file)
+    return [name for name in names if name]
 
 
 def _load(settings: Settings) -> grpc.ServerCertificateConfiguration:
-    certificate, key = Path(settings.tls_certificate_file).read_bytes(), Path(settings.tls_key_file).read_bytes()
-    authorities = Path(settings.tls_client_ca_file).read_bytes() if settings.tls_client_ca_file else None
+    content = {name: Path(name).read_bytes() for name in _files(settings)}  # Python's TLS does not say which it cannot read
+    certificate, key = content[settings.tls_certificate_file], content[settings.tls_key_file]
+    authorities = content[settings.tls_client_ca_file] if settings.tls_client_ca_file else None
     try:
         # In the middle of a renewal the two files may not belong together: gRPC would fail every handshake.
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         trial.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
-        if settings.tls_client_ca_file:
-            trial.load_verify_locations(settings.tls_client_ca_file)
+        for authorities_file in filter(None, (settings.tls_client_ca_file, settings.tls_ca_file)):
+            trial.load_verify_locations(authorities_file)
     except ssl.SSLError as error:
         raise InvalidSettings(
-            f"{settings.tls_certificate_file} and {settings.tls_key_file} were to be used for TLS, but {error.reason or error};"
-            " give a PEM certificate chain and the private key that belongs to it"
+            f"{' and '.join(_files(settings))} were to be used for TLS, but {error.reason or error};"
+            " give PEM files: a certificate chain, the private key that belongs to it, and authorities"
         ) from None
     return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
 
