@@ -8,11 +8,11 @@
 
 FROM python:3.13-slim AS build
 WORKDIR /src
-ENV PIP_CONSTRAINT=/src/requirements.txt PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV UV_CONSTRAINT=/src/requirements.txt UV_BUILD_CONSTRAINT=/src/requirements.txt UV_COMPILE_BYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml README.md LICENSE requirements.txt ./
 COPY service ./service
-RUN python -m venv /opt/tidelog
-RUN /opt/tidelog/bin/python -m pip install --quiet '.[server]'
+RUN python -m pip install --quiet uv
+RUN python -m venv --without-pip /opt/tidelog && uv pip install --quiet --python /opt/tidelog/bin/python '.[server]'
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --home-dir /var/lib/tidelog tidelog && install -d -o 10001 /var/lib/tidelog

@@ -41,7 +41,7 @@ def test_the_image_is_slim_and_pinned_and_not_roots() -> None:
     assert of(image, "FROM") == ["python:3.13-slim"]
     assert of(image, "USER") == ["10001"]
     assert of(image, "COPY") == ["--from=build /opt/tidelog /opt/tidelog"], "nothing but the environment is taken over"
-    assert variables(build)["PIP_CONSTRAINT"] == "/src/requirements.txt"
+    assert variables(build)["UV_CONSTRAINT"] == variables(build)["UV_BUILD_CONSTRAINT"] == "/src/requirements.txt"
     assert of(image, "STOPSIGNAL") == ["SIGTERM"], "which drains"
 
 
@@ -74,7 +74,6 @@ def test_its_steps_make_a_broker_that_serves_and_drains(tmp_path: Path) -> None:
                 shutil.copy(ROOT / source, places["/src"])
     environ = environment(**{name: placed(value) for name, value in variables(build).items()})
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
-    environ.pop("PIP_NO_CACHE_DIR")  # an image keeps no cache; who runs this often does
     for line in of(build, "RUN"):
         done = subprocess.run(["sh", "-c", placed(line)], cwd=places["/src"], env=environ, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
