@@ -178,6 +178,42 @@ async def test_a_store_that_ignores_conditions_is_refused_at_the_start(s3_settin
             await probe(store, chance=random.Random(2))
 
 
+async def empty_listing(_request: web.Request, _forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    nothing = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+    return web.Response(text=nothing, content_type="application/xml")
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "fault", "sentence"),
+    [
+        ("GET", "list-type", empty_listing, r"listed \[\] below 'probe/.*use a store that lists what is there"),
+        ("GET", "list-type", refusing(403, "AccessDenied"), r"LIST of .* was denied \(AccessDenied\)"),
+        ("POST", "delete", refusing(403, "AccessDenied"), r"DELETE of .* was denied \(AccessDenied\)"),
+        ("GET", "", refusing(416, "InvalidRange"), r"gave \[b'', b'', b''\] for ranges of b'first'; use a store that honours ranges"),
+    ],
+)
+async def test_a_bucket_that_does_not_keep_a_promise_is_refused_at_the_start(
+    s3_settings: S3Settings, method: str, query: str, fault: Rule, sentence: str
+) -> None:
+    async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        asked = request.method == method and (query in request.query if query else not request.query)
+        return await (fault(request, forward) if asked else forward())
+
+    async with misbehaving(s3_settings, rule) as store:
+        with pytest.raises(StoreUnusable, match=sentence):
+            await probe(store, chance=random.Random(2))
+
+
+async def test_a_second_write_that_was_accepted_is_told_though_the_probe_cannot_be_removed(s3_settings: S3Settings) -> None:
+    async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        fault = {"PUT": without_condition, "POST": refusing(503, "SlowDown")}.get(request.method)
+        return await (fault(request, forward) if fault else forward())
+
+    async with misbehaving(s3_settings, rule) as store:
+        with pytest.raises(StoreUnusable, match="accepted a second PUT"):
+            await probe(store, chance=random.Random(2))
+
+
 @pytest.mark.parametrize(
     ("status", "code", "sentence"),
     [
