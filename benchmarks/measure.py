@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -41,3 +41,16 @@ async def wall_and_cpu(work: Callable[[], Awaitable[object]], repeats: int) -> t
         await work()
         rows.append((time.perf_counter() - wall, time.process_time() - cpu))
     return statistics.median(row[0] for row in rows), statistics.median(row[1] for row in rows)
+
+
+async def cpu_of_each(works: Mapping[str, Callable[[], Awaitable[object]]], repeats: int) -> dict[str, float]:
+    """Median CPU milliseconds of each awaited call. They take turns, so that a machine that is busy for a while is so for all."""
+    for work in works.values():
+        await work()
+    rows: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            began = time.process_time()
+            await work()
+            rows[name].append((time.process_time() - began) * 1000)
+    return {name: statistics.median(row) for name, row in rows.items()}
