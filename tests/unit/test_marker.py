@@ -91,9 +91,10 @@ async def test_a_marker_that_goes_while_it_is_read_is_looked_for_again() -> None
     assert await newest_marker(there) == Marker(OURS, 3, FORMAT_VERSION)
 
 
-async def test_something_else_under_the_markers_names_is_refused() -> None:
+@pytest.mark.parametrize("content", [b"my cluster", b"", b"{}", b" " * 4096 + b'{"cluster_id": "c"}'])
+async def test_something_else_under_the_markers_names_is_refused(content: bytes) -> None:
     there = bucket()
-    await there.put_new("cluster/readme", [b"my cluster"])
+    await there.put_new("cluster/readme", [content])
     with pytest.raises(TimeTravel, match="cannot be read"):
         await renew(there, Store().ask)
 

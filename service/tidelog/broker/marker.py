@@ -16,6 +16,8 @@ from tidelog.segments.keys import IntakeKey, parse_key
 
 FORMAT_VERSION = 1
 _PREFIX = "cluster/"
+_MOST_BYTES = 4096
+"""A marker is far smaller; whatever else lies there is not read as a whole."""
 _KEPT = 3
 """Older markers are deleted when a new one is written, but for these."""
 _LOOKS = 5
@@ -44,7 +46,7 @@ async def newest_marker(bucket: ObjectStore) -> Marker | None:
         if newest is None:
             return None
         try:
-            return _read(newest.key, await bucket.get_range(newest.key, 0, newest.size))
+            return _read(newest.key, await bucket.get_range(newest.key, 0, _MOST_BYTES))
         except ObjectNotFound:  # deleted meanwhile, because newer ones have come
             if look == _LOOKS - 1:
                 raise
