@@ -10,14 +10,27 @@ import pytest
 import pytest_asyncio
 from tidelog.metadata.cleaning import ReleasedSegment, acquire_cleaner, condemn, drop_deleted_topic, expire_producers, forget_released
 from tidelog.metadata.commits import Committed, NewExtent, PartitionCommit, commit
-from tidelog.metadata.extents import Extent, ReleasedSource, advance_log_start, find_references, read_extents, release_expired, swap
+from tidelog.metadata.extents import (
+    Extent,
+    ReleasedSource,
+    advance_log_start,
+    expired_extents,
+    find_references,
+    offset_for_time,
+    read_extents,
+    release_expired,
+    retention_point,
+    swap,
+)
 from tidelog.metadata.groups import GroupOffset, GroupState, commit_group_offsets, delete_group, write_group
 from tidelog.metadata.leadership import ProducerWindow, set_fencing_token, take_over, transfer
 from tidelog.metadata.marks import report_resolved
 from tidelog.metadata.membership import (
     allocate_producer_ids,
     end_epoch,
+    end_every_epoch,
     end_expired_epochs,
+    initialise,
     register,
     renew_lease,
     set_draining,
@@ -152,7 +165,11 @@ async def scene(scene_url: str) -> AsyncIterator[tuple[PostgresStore, Snapshots]
 
 
 def bound(verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Verb:
-    return lambda tx: verb(tx, *args, **kwargs)
+    def asked(tx: Transaction) -> T:
+        return verb(tx, *args, **kwargs)
+
+    asked.__name__ = verb.__name__
+    return asked
 
 
 def committing(*proposals: tuple[int, int, int, NewExtent], leader: int = 1) -> Verb:
@@ -233,6 +250,8 @@ VERBS: dict[str, Verb] = {
     "transfer": handing_over(2, (1, 1), (2, 1)),
     "take over as target": taking_over(2, 1, 2),
     "end expired epochs": bound(end_expired_epochs, broker_id="b0", broker_epoch=1, ttl_ms=1000),
+    "end every epoch": bound(end_every_epoch),
+    "initialise": bound(initialise, cluster_id="another", format_version=1),
     "end own epoch": bound(end_epoch, broker_epoch=1),
     "end the expired epoch": bound(end_epoch, broker_epoch=3),
     "register": registering("b3", "first"),
@@ -250,6 +269,11 @@ VERBS: dict[str, Verb] = {
     "condemn released": bound(condemn, segments=[(2, 3), (2, 2), (1, 1)]),
     "condemn sources": bound(condemn, segments=[(1, 4), (1, 3), (1, 2)]),
     "condemn of the expired writer": bound(condemn, segments=[(3, 5), (3, 1)]),
+    "read": bound(read_extents, positions=[(2, 15), (1, 0), (7, 0)], max_extents=100),
+    "read little": bound(read_extents, positions=[(1, 0), (2, 0)], max_extents=1, max_extents_each=1),
+    "look for a time": bound(offset_for_time, partition_id=1, timestamp_ms=1),
+    "look for what retention asks": bound(retention_point, partition_id=1, committed_before_ms=0, keep_bytes=150),
+    "look for what has expired": bound(expired_extents, partition_id=1, limit=10),
     "look up": bound(find_references, segments=[(1, 1, 5), (1, 3, 5)]),
     "forget": bound(forget_released, notes=[ReleasedSegment(*segment, "", 0) for segment in ((2, 2), (1, 3), (1, 2), (1, 1))]),
     "acquire cleaner": bound(acquire_cleaner, broker_epoch=1, ttl_ms=TTL_MS),
@@ -284,4 +308,4 @@ VERBS: dict[str, Verb] = {
     "commit other group offsets": remembering(1, (6, 7), (2, 7)),
     "delete group": bound(delete_group, group_id="g", generation=1, coordinator_partition_id=3, leader_epoch=1),
 }
-"""Every verb that locks, as it is asked in the scene."""
+"""Every verb that locks, and some that read, as they are asked in the scene."""

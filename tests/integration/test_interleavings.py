@@ -132,6 +132,9 @@ TOGETHER: list[tuple[str, ...]] = [
     ("register anew", "register anew"),
     ("register anew", "register anew in another process"),
     ("register anew", "end expired epochs"),
+    ("end every epoch", "take over"),
+    ("end every epoch", "renew"),
+    ("initialise", "register"),
     ("end expired epochs", "renew the expired lease"),
     ("end expired epochs", "end the expired epoch"),
     ("register anew", "renew the expired lease"),
@@ -154,6 +157,13 @@ TOGETHER: list[tuple[str, ...]] = [
 
 LESS = {"resolve": "resolve nothing", "resolve less": "resolve nothing"}
 """What a verb may do instead that does not wait for others."""
+
+
+TOGETHER += [
+    (read, write)
+    for read in ("read", "read little", "look for a time", "look for what retention asks", "look for what has expired", "look up")
+    for write in ("commit", "swap", "release all", "advance log start", "delete topic")
+]
 
 
 @pytest.mark.parametrize("names", TOGETHER, ids=" with ".join)

@@ -5,6 +5,7 @@ has to come before that row. So the order inside of a statement is seen too, wha
 """
 
 import asyncio
+import inspect
 import re
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 from tidelog.errors import TidelogError
-from tidelog.metadata import schema
+from tidelog.metadata import cleaning, commits, extents, groups, leadership, marks, membership, schema, topics
 from tidelog.metadata.postgres import PostgresStore
 from tidelog.metadata.schema import tables_metadata
 from tidelog.metadata.store import Transaction
@@ -37,6 +38,26 @@ def place(row: Row) -> tuple[int, tuple[Any, ...]]:
 
 def test_the_written_order_names_every_table() -> None:
     assert sorted(ORDER) == sorted(tables_metadata.tables)
+
+
+READ = {
+    "cluster_state", "membership", "topics", "partitions", "catalog_changes", "writers", "find_extents", "released_segments",
+    "final_segments", "read_group", "list_groups", "group_offsets",
+}  # fmt: skip
+PARTS = {"lock_led", "next_change", "extents_of"}
+"""Of verbs, in other modules."""
+
+
+def test_every_verb_that_locks_is_in_the_scene() -> None:
+    modules = (cleaning, commits, extents, groups, leadership, marks, membership, topics)
+    verbs = {
+        name
+        for module in modules
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and "tx" in inspect.signature(function).parameters
+    }
+    public = {name for name in verbs if not name.startswith("_")}
+    assert public == {verb.__name__ for verb in VERBS.values()} | READ | PARTS
 
 
 @pytest.mark.parametrize("name", VERBS)
