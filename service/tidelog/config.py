@@ -247,5 +247,9 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
             yield Contradiction(names, f"{sentence}; lower the first or raise the second")
     if bool(s.tls_certificate_file) != bool(s.tls_key_file):
         yield Contradiction(("tls_certificate_file", "tls_key_file"), "TLS needs both; set both or none")
+    if s.tokens_file and not s.peer_token and s.metadata.startswith("postgresql:"):
+        yield Contradiction(
+            ("tokens_file", "peer_token"), "brokers of one database must know each other by more than clients have; set the second, too"
+        )
     if s.tls_client_ca_file and not s.tls_certificate_file:
         yield Contradiction(("tls_client_ca_file", "tls_certificate_file"), "client certificates need TLS; set the second, too")

@@ -379,6 +379,11 @@ async def test_health_follows_the_broker(served: Served) -> None:
     states = health_pb2.HealthCheckResponse
     request = health_pb2.HealthCheckRequest(service="tidelog.v1.Log")
     assert (await stub.Check(request)).status == states.SERVING
+    messages: Any = health_pb2  # its type information is older than it
+    listed = (await stub.List(messages.HealthListRequest())).statuses
+    assert {name: state.status for name, state in listed.items()} == dict.fromkeys(
+        ("", "tidelog.v1.Log", "tidelog.v1.Admin"), states.SERVING
+    )
     watch = stub.Watch(request)
     assert (await watch.read()).status == states.SERVING
     served.broker.problem = "this broker has no lease"

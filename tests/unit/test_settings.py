@@ -127,6 +127,7 @@ def test_an_empty_file_changes_nothing(config: Path) -> None:
         ({"max_latency_ms": 60_000}, ("max_latency_ms", "append_timeout_ms")),
         ({"catalog_poll_ms": 10_000}, ("catalog_poll_ms", "lease_ms")),
         ({"default_partitions": 10, "max_partitions_per_topic": 9}, ("default_partitions", "max_partitions_per_topic")),
+        ({"tokens_file": "a", "metadata": "postgresql://host/db"}, ("tokens_file", "peer_token")),
         ({"tls_key_file": "a"}, ("tls_certificate_file", "tls_key_file")),
         ({"tls_client_ca_file": "a"}, ("tls_client_ca_file", "tls_certificate_file")),
     ],

@@ -13,6 +13,7 @@ from tidelog.server.addresses import host_and_port
 from tidelog.server.ports import LogBroker
 from tidelog.server.streams import OpenStreams
 
+_MESSAGES: Any = health_pb2  # its type information is older than it
 _WATCH_EVERY_S = 0.25
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,6 +31,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"service {request.service[:100]!r} is not served here")
         return self._state(request.service)
+
+    async def List(self, _request: object, _context: _Context) -> Any:  # noqa: N802
+        """Return the states of all services now."""
+        return _MESSAGES.HealthListResponse(statuses={name: self._state(name) for name in self._services})
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:  # noqa: N802
         """Send the state of a service, and again whenever it changes."""

@@ -60,7 +60,7 @@ def load_tokens(file: Path) -> Tokens:
         raise InvalidSettings(f"{file} was to be read as UTF-8, but is not at byte {error.start}; mend it") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}" for found in error.errors())
-        raise InvalidSettings(f"{file} does not list tokens as docs/operations.md says: {problems}") from None
+        raise InvalidSettings(f"{file} does not list tokens as docs/security.md says: {problems}") from None
     found = {_digest_of(token): Caller(token.name, tuple(token.read), tuple(token.write), tuple(token.admin)) for token in read.tokens}
     if len(found) < len(read.tokens):
         raise InvalidSettings(f"{file} lists the same token twice; give each caller one of its own")
