@@ -78,6 +78,10 @@ def test_a_service_that_fails_while_it_is_used_says_so_at_the_end(monkeypatch: p
         with tidelog.embedded() as address:
             asyncio.run(append(address, "t", b"a"))
             fail.set()
+            for thread in threading.enumerate():
+                if thread.name == "tidelog-embedded" and thread not in before:
+                    thread.join(30)
 
+    before = threading.enumerate()
     with pytest.raises(TimeTravel):
         use_it()
