@@ -2,11 +2,14 @@
 
 import asyncio
 import base64
+import fcntl
 import json
 import random
 import re
 import signal
 import subprocess
+import sys
+import termios
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tidelog.records.batch import COMPRESSIONS, scan
 
-from tests.command_line import COMMAND, Service, done, environment, invoke, on_terminal, refused, run, started
+from tests.command_line import COMMAND, Service, dev, done, environment, invoke, on_terminal, refused, run, started
 
 _numbers = count(1)
 
@@ -244,7 +247,7 @@ def test_what_is_not_there_is_named(server: str, three: str, tmp_path: Path) -> 
     (tmp_path / "in").write_text("a\n")
     assert "topic 'nowhere' was asked for, but there is no such topic" in refused("consume", "nowhere", server=server)
     assert f"partition 3 of {three} was to be read, but it has 3" in refused("consume", three, "--partition", "3", server=server)
-    assert f"partition 3 of topic '{three}' was to be appended to, but there is none" in refused(
+    assert f"partition 3 of topic '{three}' was asked for, but its partitions are 0 to 2; choose one" in refused(
         "produce", three, "--partition", "3", "--file", str(tmp_path / "in"), server=server
     )
     assert "was to be read from offset 5, but it ends before 0; begin at 0 or lower" in refused(
@@ -346,7 +349,33 @@ def test_ctrl_c_while_lines_are_waited_for_says_what_was_committed(server: str, 
         producing.send_signal(signal.SIGINT)
         out, told = producing.communicate(timeout=60)
     assert (producing.returncode, told) == (130, "")
-    assert out == f"2 records (8 B) committed to {topic}:\n  partition 0: offsets 0 to 1\n"
+    acknowledged = f"2 records (8 B) committed to {topic}:\n  partition 0: offsets 0 to 1\n"
+    on_the_way = f"0 records (0 B) committed to {topic}.\n2 records more on the way: read to find out whether they were committed\n"
+    assert out in (acknowledged, on_the_way), "they were read, but their acknowledgement may not have come yet"
+
+
+def test_ctrl_c_before_an_answer_says_what_may_be_committed(tmp_path: Path) -> None:
+    with dev(tmp_path / "data") as (service, server, _), started("produce", "t", server=server) as producing:
+        type_line(producing, "one\n")
+        type_line(producing, "two\n")  # it is read once the first one has been acknowledged
+        while invoke("consume", "t", "--format", "raw", server=server).stdout != "one\ntwo\n":
+            assert producing.poll() is None
+        service.send_signal(signal.SIGSTOP)  # it takes what comes, and answers nothing
+        type_line(producing, "three\nfour\n")
+        producing.send_signal(signal.SIGINT)
+        out, told = producing.communicate(timeout=60)
+        assert (producing.returncode, told) == (130, "")
+        assert re.search(r"^[12] records? \(.*\) committed to t:\n", out)
+        assert re.search(r"\n[23] records more on the way: read to find out whether they were committed\n$", out)
+
+
+def type_line(process: "subprocess.Popen[str]", text: str) -> None:
+    """Write to a command, and wait until it has read that."""
+    assert process.stdin
+    process.stdin.write(text)
+    process.stdin.flush()
+    while int.from_bytes(fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)), sys.byteorder):
+        assert process.poll() is None
 
 
 @pytest.mark.parametrize("module", ["typer", "tidelog.cli.topics", "grpc"])

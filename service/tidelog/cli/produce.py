@@ -97,6 +97,9 @@ class Loading:
     """By partition: (base offset, next offset) of what was acknowledged."""
     in_flight: "deque[tuple[asyncio.Task[None], int]]" = field(default_factory=deque)
     in_flight_bytes: int = 0
+    started: int = 0
+    unanswered: int = 0
+    """Records that were on their way when it was interrupted: they may be committed."""
 
     async def run(self, producer: "Producer", descriptor: int) -> None:
         """Send all lines, and wait for their acknowledgements. Raises what the producer raises, for the first that failed."""
@@ -110,6 +113,9 @@ class Loading:
                     await self._wait_for(0)  # from now on the topic is known, and chunks go in the order in which they are started
                     first = False
             await self._wait_for(0)
+        except asyncio.CancelledError:
+            self.unanswered = self.started - self.records
+            raise
         finally:
             for task, _ in self.in_flight:
                 task.cancel()
@@ -120,6 +126,7 @@ class Loading:
         await self._wait_for(max(0, _IN_FLIGHT_BYTES - size))
         self.in_flight.append((asyncio.ensure_future(self._send(producer, lines, whole)), size))
         self.in_flight_bytes += size
+        self.started += len(lines)
         await asyncio.sleep(0)  # it takes its place in the producer now
 
     async def _wait_for(self, most_bytes: int) -> None:
@@ -177,7 +184,8 @@ class Loading:
         runs = self._runs()
         if output is Format.JSON:
             offsets = {partition: [{"base_offset": base, "next_offset": end} for base, end in found] for partition, found in runs.items()}
-            show_json({"topic": self.topic, "records": self.records, "bytes": self.size, "offsets": offsets})
+            facts = {"topic": self.topic, "records": self.records, "bytes": self.size, "unanswered": self.unanswered, "offsets": offsets}
+            show_json(facts)
             return
         typer.echo(f"{counted(self.records, 'record')} ({shown_bytes(self.size)}) committed to {self.topic}{':' if runs else '.'}")
         for partition, found in list(runs.items())[:_SHOWN_RANGES]:
@@ -186,6 +194,8 @@ class Loading:
             typer.echo(f"  partition {partition}: " + (f"offset {first}" if first == last else f"offsets {first} to {last}{between}"))
         if len(runs) > _SHOWN_RANGES:
             typer.echo(f"  … and {counted(len(runs) - _SHOWN_RANGES, 'partition')} more; --format json lists all")
+        if self.unanswered:
+            typer.echo(f"{counted(self.unanswered, 'record')} more on the way: read to find out whether they were committed")
 
 
 def _header(text: str) -> tuple[str, bytes]:
