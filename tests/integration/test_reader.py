@@ -81,6 +81,19 @@ class CountingStore:
         return getattr(self.store, name)
 
 
+class GatedStore(CountingStore):
+    """Ranged GETs wait while the gate is closed."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__(store)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def get_range(self, key: str, position: int, length: int) -> bytes:
+        await self.gate.wait()
+        return await super().get_range(key, position, length)
+
+
 class FlakyMetadata:
     """A metadata store that can be away, and counts its statements' verbs."""
 
@@ -502,6 +515,23 @@ async def test_many_readers_of_one_place_fetch_it_once() -> None:
             found = await asyncio.gather(*(read_all(cursor, max_bytes=20_000) for cursor in cursors))
             assert set(found) == {log.bytes_from(0)}
             assert set(objects.gets.values()) == {1}
+
+
+async def test_many_readers_of_the_past_take_turns() -> None:
+    async with a_log(partitions=60) as log:
+        gated = GatedStore(log.objects)
+        chance = random.Random(1)
+        for place in range(60):
+            await log.write({place: [batch(10, 300, chance)]}, tell=False)
+        async with reading(log, SMALL, objects=gated) as reader, AsyncExitStack() as stack:
+            cursors = [await stack.enter_async_context(reader.follow(log.ref(place))) for place in range(60)]
+            gated.gate.clear()
+            reads = [asyncio.ensure_future(cursor.read(0, max_bytes=100)) for cursor in cursors]
+            while reader.cold.free or reader.loads[False].free:
+                await asyncio.sleep(0)
+            assert reader.stats.block_misses == 2 * SMALL.max_cold_reads, "no more hold memory, however many wait"
+            gated.gate.set()
+            assert [run.batches for run in await asyncio.gather(*reads)] == [log.bytes_from(0, place) for place in range(60)]
 
 
 async def test_what_lies_below_the_log_start_is_out_of_range_and_sql_says_so() -> None:

@@ -189,6 +189,18 @@ async def test_a_block_that_many_want_is_fetched_once_and_who_leaves_takes_nothi
     await cache.close()
 
 
+async def test_pieces_of_more_objects_than_memory_holds_are_fetched_once_and_keep_no_blocks() -> None:
+    store, cache, content = await blocks(max_bytes=16 * KIB)
+    for number in range(40):
+        await store.put_new(f"small/{number}", [content[: 4 * KIB]])
+    spans = [Span(f"small/{number}", 100, 50) for number in range(40)]
+    found = await cache.read(spans, slots=Slots(3), reader=1)
+    assert [b"".join(parts) for parts in found] == [content[100:150]] * 40
+    assert len(store.gets) == len(set(store.gets)) == 40
+    assert sum(memoryview(part.obj if isinstance(part, memoryview) else part).nbytes for parts in found for part in parts) == 40 * 50
+    await cache.close()
+
+
 async def test_blocks_of_two_readers_outlive_a_scan() -> None:
     store, cache, _ = await blocks(size=1000 * KIB)
     slots = Slots(4)

@@ -9,6 +9,7 @@ from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 
 from tidelog.broker.pace import Slots
 from tidelog.broker.runs import StampedBatches, stamp_parts
@@ -20,6 +21,8 @@ _SCAN_SHARE = 4
 """One of so many parts of the record cache is for those who read the past."""
 _PROBATION_SHARE = 4
 """One of so many parts of the block cache is for blocks that only one reader has asked for."""
+_SMALL_SHARE = 8
+"""One of so many parts of a block, or less, is small."""
 _PIECE_BYTES = 400
 """What the objects of one piece take beside its bytes."""
 
@@ -212,16 +215,21 @@ class BlockCache:
         """Memory held now, without blocks on their way."""
         return self._probation_bytes + self._protected_bytes
 
-    async def read(self, spans: Sequence[Span], *, slots: Slots, reader: int) -> list[list[memoryview]]:
+    async def read(self, spans: Sequence[Span], *, slots: Slots, reader: int) -> list[list[Buffer]]:
         """Return the bytes of each span, in pieces.
 
         Raises StoreError, ObjectNotFound among them, and CorruptSegment for objects that are too short.
         """
-        for span in spans[1:]:  # all are on their way while the first is waited for
-            for number in self._numbers(span):
-                if self._cached((span.key, number)) is None:
-                    self._flight((span.key, number), slots, reader)
-        return [[await self._piece(span, number, slots, reader) for number in self._numbers(span)] for span in spans]
+        wanted = [(span, number) for span in spans for number in self._numbers(span)]
+        pieces = []
+        for place, (span, number) in enumerate(wanted):
+            # As many as may come at once are on their way. More would be pushed out of memory before they are looked at.
+            for coming, coming_number in wanted[place : place + slots.most]:
+                if self._cached((coming.key, coming_number)) is None:
+                    self._flight((coming.key, coming_number), slots, reader)
+            pieces.append(await self._piece(span, number, slots, reader))
+        found = iter(pieces)
+        return [list(islice(found, len(self._numbers(span)))) for span in spans]
 
     def fetch_ahead(self, spans: Sequence[Span], *, slots: Slots, reader: int) -> None:
         """Begin to fetch blocks that will be asked for soon, as far as slots and memory are free."""
@@ -253,7 +261,7 @@ class BlockCache:
     def _numbers(self, span: Span) -> range:
         return range(span.position // self._block_bytes, (span.position + span.length - 1) // self._block_bytes + 1)
 
-    async def _piece(self, span: Span, number: int, slots: Slots, reader: int) -> memoryview:
+    async def _piece(self, span: Span, number: int, slots: Slots, reader: int) -> Buffer:
         key = (span.key, number)
         start = number * self._block_bytes
         lower = max(span.position - start, 0)
@@ -262,7 +270,7 @@ class BlockCache:
         if block is not None and len(block.content) >= upper:
             self._stats.block_hits += 1
             self._touch(key, block, reader)
-            return memoryview(block.content)[lower:upper]
+            return _part(block.content, lower, upper)
         if block is not None:  # cut short when it was fetched: perhaps on its way here
             self._drop(key)
         content = await asyncio.shield(self._flight(key, slots, reader))  # a reader that leaves takes nothing from the others
@@ -272,7 +280,7 @@ class BlockCache:
                 f"{span.key}: {span.length} bytes from {span.position} on were asked for, but only {start + len(content)} came",
                 position=start + len(content),
             )
-        return memoryview(content)[lower:upper]
+        return _part(content, lower, upper)
 
     def _cached(self, key: tuple[str, int]) -> _Block | None:
         return self._protected.get(key) or self._probation.get(key)
@@ -329,3 +337,9 @@ class BlockCache:
             self._probation_bytes -= len(block.content)
         elif (block := self._protected.pop(key, None)) is not None:
             self._protected_bytes -= len(block.content)
+
+
+def _part(content: bytes, lower: int, upper: int) -> Buffer:
+    """Return part of a block: a small one in a copy, which does not keep the whole block in memory while others are waited for."""
+    part = memoryview(content)[lower:upper]
+    return part if len(part) * _SMALL_SHARE >= len(content) else bytes(part)

@@ -49,6 +49,8 @@ _ATTEMPTS = 4
 """How often metadata are read again where an object is missing, and an object where its bytes are wrong."""
 _LEAST_READ_BYTES = 64 * 1024
 """A read of the bucket is worth at least this much, where memory has room for several such."""
+_LOADS = 2
+"""Reads at the same time for each GET that may run: one waits for its blocks while another makes batches of them."""
 _MOST_SPANS = 64
 """Extents in one answer."""
 _OFF_LOOP_BYTES = 1024 * 1024
@@ -79,6 +81,8 @@ class Reader:
         self.feed = feed
         self.lookups = lookups
         self.cold, self.tail = Slots(settings.max_cold_reads), Slots(settings.max_tail_reads)
+        self.loads = {False: Slots(_LOADS * settings.max_cold_reads), True: Slots(_LOADS * settings.max_tail_reads)}
+        """Reads of the past, and of the tail, that may hold blocks at the same time."""
         self.least_read_bytes = min(_LEAST_READ_BYTES, settings.cache_bytes // 16)
         self.ahead = _Ahead()
         self.segments = _Segments(objects, self.blocks, cold=self.cold, tail=self.tail, executor=executor, settings=settings)
@@ -219,7 +223,8 @@ class PartitionCursor:
             self._reader.stats.memory_misses += 1
             began = self._reader.clock.monotonic()
             try:
-                loaded = await self._load(extents, offset, max_bytes, tail=tail, sequential=sequential)
+                async with self._reader.loads[tail].slot():
+                    loaded = await self._load(extents, offset, max_bytes, tail=tail, sequential=sequential)
             except ObjectNotFound as error:
                 # Merged or expired between looking up and reading: what is known of extents is of no use any more.
                 self._reader.stats.missing_objects += 1
