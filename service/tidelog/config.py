@@ -125,6 +125,9 @@ class Settings(BaseModel):
     follower_poll_ms: int = _milliseconds(200, ge=5, description="Where a leader's feed is missing, its partitions are polled this often.")
     max_subscriptions_per_stream: int = _count(10_000, description="Partitions followed by one Consume stream.")
     max_credit_bytes: int = _bytes(64 * MIB, ge=1024, description="Credit that one Consume stream may hold.")
+    max_unsent_bytes: int = _bytes(
+        64 * MIB, ge=1024, description="Read for Consume streams and not sent yet; beyond it each stream has one response at a time."
+    )
     max_read_bytes: int = _bytes(3 * MIB, ge=1024, le=64 * MIB, description="Plain records in the answer to one Read.")
     max_read_wait_ms: int = _milliseconds(60_000, description="How long a Read waits for a first record at most.")
     max_decompressed_bytes: int = _bytes(64 * MIB, ge=65536, description="Records of one batch that are decompressed for a Read.")

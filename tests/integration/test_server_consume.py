@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import tracemalloc
 from typing import Any
 
 import grpc
@@ -119,6 +120,55 @@ async def test_many_partitions_that_a_client_does_not_read_cost_a_few_responses_
             seen = sum(log.reads for log in logs)
             await asyncio.sleep(0.2)
         assert seen < 150
+        call.cancel()
+
+
+async def test_clients_that_do_not_read_cannot_fill_the_memory_together_nor_stop_one_that_does() -> None:
+    limit, message, streams = 4 * 65536, 60_000, 12
+    async with serving(response_bytes=65536, max_unsent_bytes=limit, options=[("grpc.http2.lookahead_bytes", 65536)]) as served:
+        log = served.broker.logs["t"][0]
+        for _ in range(500):
+            log.append(batch(bytes(message)))
+        stalled = [served.log.Consume() for _ in range(streams)]
+        for call in stalled:
+            await call.write(grant(add(1), credit=60_000_000))
+        seen = -1
+        while seen != log.reads:  # until flow control has stopped them
+            seen = log.reads
+            await asyncio.sleep(0.2)
+
+        def unsent() -> float:
+            return served.registry.get_sample_value("tidelog_consume_unsent_bytes") or 0
+
+        assert 2 * limit < unsent() <= limit + (streams + 1) * (message + 100)
+        fast = served.log.Consume()
+        await fast.write(grant(add(1, stop=500), credit=60_000_000))
+        offsets = [(await next_of(fast, "batches")).base_offset for _ in range(500)]
+        assert offsets == list(range(500))
+        for call in (*stalled, fast):
+            call.cancel()
+        async with asyncio.timeout(10):
+            while unsent():
+                await asyncio.sleep(0.01)
+
+
+async def test_nothing_is_kept_of_what_was_sent() -> None:
+    async with serving(response_bytes=65536) as served:
+        await served.broker.create_topic("wide", partitions=40, config=TopicConfig())
+        for log in served.broker.logs["wide"]:
+            log.append(batch(bytes(60_000)))
+            log.append(batch(bytes(60_000)))
+        tracemalloc.start()
+        try:
+            call = served.log.Consume()
+            adds = [add(number + 1, topic="wide", partition=number) for number in range(40)]
+            await call.write(grant(*adds, credit=40 * 60_000))
+            for _ in range(40):  # and then all of them wait for credit
+                await next_of(call, "batches")
+            kept = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/tidelog/server/wire.py")])
+        finally:
+            tracemalloc.stop()
+        assert sum(trace.size for trace in kept.traces) < 5 * 60_000
         call.cancel()
 
 

@@ -18,7 +18,7 @@ from tidelog.proto.v1 import log_pb2
 from tidelog.records.batch import scan
 from tidelog.server import wire
 from tidelog.server.callers import Standing
-from tidelog.server.credit import Credit
+from tidelog.server.credit import Credit, Unsent
 from tidelog.server.ports import Cursor, LogBroker
 from tidelog.server.streams import leaving, next_message
 from tidelog.telemetry import get_logger
@@ -37,6 +37,20 @@ class _Subscription:
     subscription_id: int
     task: "asyncio.Task[None] | None" = None
     next_offset: int = -1
+    told: tuple[int, int, int] | None = None
+    """Where the client knows that it stands, and the bounds it knows."""
+
+    def tell(self, run: Run, offset: int) -> tuple[log_pb2.ConsumeResponse | bytes, ...]:
+        """Return what is to be said of a run read from `offset` on; bounds alone where they are news, and at the beginning."""
+        responses: list[log_pb2.ConsumeResponse | bytes] = []
+        position = offset if run.batches else max(offset, run.next_offset)
+        if (self.told is None or not run.batches) and self.told != (position, run.high_watermark, run.log_start_offset):
+            responses.append(wire.progress_response(self.subscription_id, position, run))
+        if run.batches:
+            responses.append(wire.batches_response(self.subscription_id, run))
+            position = run.next_offset
+        self.told = (position, run.high_watermark, run.log_start_offset)
+        return tuple(responses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +65,13 @@ class _Queued:
 class ConsumeStream:
     """Serves one stream."""
 
-    def __init__(self, broker: LogBroker, settings: Settings, standing: Standing, context: ConsumeContext) -> None:
+    def __init__(self, broker: LogBroker, settings: Settings, standing: Standing, context: ConsumeContext, *, unsent: Unsent) -> None:
         self._broker = broker
         self._caller = standing
         self._context = context
         self._response_bytes = settings.response_bytes
         self._most_subscriptions = settings.max_subscriptions_per_stream
-        self.credit = Credit(most=settings.max_credit_bytes, most_unsent=_UNSENT_RESPONSES * settings.response_bytes)
+        self.credit = Credit(most=settings.max_credit_bytes, most_unsent=_UNSENT_RESPONSES * settings.response_bytes, of_all=unsent)
         self._subscriptions: dict[int, _Subscription] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queue: asyncio.Queue[_Queued | None] = asyncio.Queue(_QUEUED)
@@ -70,15 +84,14 @@ class ConsumeStream:
         self._start(self._read())
         try:
             while not self._over:
-                queued = await self._queue.get()
-                if queued is not None and not self._over:
-                    await self._send(queued)
+                await self._send(await self._queue.get())  # and not kept while the next one is waited for
             if self._error is not None:
                 raise self._error
         finally:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
+            self.credit.abandon()  # before waiting: gRPC may cancel this once more
             await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
@@ -143,7 +156,9 @@ class ConsumeStream:
             if not self._queue.full():  # a full queue wakes the writer by itself
                 self._queue.put_nowait(None)
 
-    async def _send(self, queued: _Queued) -> None:
+    async def _send(self, queued: _Queued | None) -> None:
+        if queued is None or self._over:
+            return
         subscription = queued.subscription
         current = self._subscriptions.get(subscription.subscription_id)
         if current is not subscription and not (current is None and subscription.task is None):
@@ -178,26 +193,24 @@ class ConsumeStream:
 
     async def _push(self, subscription: _Subscription, cursor: Cursor, topic: str, stop: int | None) -> None:
         offset = subscription.next_offset
-        told: tuple[int, int, int] | None = None
         while stop is None or offset < stop:
-            run = await self._read_run(cursor, topic, offset, stop)
-            following = max(offset, run.next_offset)
-            responses: list[log_pb2.ConsumeResponse | bytes] = []
-            if told is None or not run.batches:
-                position = offset if run.batches else following
-                if told != (told := (position, run.high_watermark, run.log_start_offset)):
-                    responses.append(wire.progress_response(subscription.subscription_id, position, run))
-            if run.batches:
-                responses.append(wire.batches_response(subscription.subscription_id, run))
-                told = (run.next_offset, run.high_watermark, run.log_start_offset)
-            size, high_watermark = len(run.batches), run.high_watermark
-            del run  # its bytes are the cache's: a slow client must not keep them alive
-            if responses:
-                await self._put(_Queued(subscription, tuple(responses), size))
-            offset = following
+            offset, high_watermark = await self._pass_on(subscription, cursor, topic, offset, stop)
             subscription.next_offset = offset if stop is None else min(offset, stop)
             if offset >= high_watermark and (stop is None or offset < stop):
                 await cursor.wait(offset)
+
+    async def _pass_on(self, subscription: _Subscription, cursor: Cursor, topic: str, offset: int, stop: int | None) -> tuple[int, int]:
+        """Read a run and queue what tells of it; return where the next one begins, and the high watermark.
+
+        When this is done, nothing here keeps any of it: a client that waits, or is waited for, costs no more than what is queued.
+        """
+        run = await self._read_run(cursor, topic, offset, stop)
+        following, high_watermark = max(offset, run.next_offset), run.high_watermark
+        queued = _Queued(subscription, subscription.tell(run, offset), len(run.batches))
+        del run  # its bytes are the cache's
+        if queued.responses:
+            await self._put(queued)
+        return following, high_watermark
 
     async def _read_run(self, cursor: Cursor, topic: str, offset: int, stop: int | None) -> Run:
         """Read as much as there is credit for. What is left of the run is what is sent, and takes its bytes of the credit."""

@@ -6,16 +6,30 @@ from collections import deque
 from tidelog.errors import InvalidRequest
 
 
+class Unsent:
+    """What was read and is not sent yet, of all streams together.
+
+    At its limit a stream has one response at a time: those whose clients do not take theirs cannot fill the memory (I10),
+    and do not stop the others.
+    """
+
+    def __init__(self, *, most: int) -> None:
+        self.most = most
+        self.size = 0
+
+
 class Credit:
     """Granted by the client, taken before each read, and given back as far as the read found less.
 
     May fall below zero, for a response holds at least one batch; then nothing is read until it is above zero again.
-    Nor is anything while `most_unsent` bytes have been read and not sent. Who waits is served in turn.
+    Nor is anything while `most_unsent` bytes have been read and not sent, or what all streams have not sent is too much.
+    Who waits is served in turn.
     """
 
-    def __init__(self, *, most: int, most_unsent: int) -> None:
+    def __init__(self, *, most: int, most_unsent: int, of_all: Unsent) -> None:
         self._most = most
         self._most_unsent = most_unsent
+        self._of_all = of_all
         self._free = 0
         self._taken = 0
         self._unsent = 0
@@ -26,11 +40,6 @@ class Credit:
     def free_bytes(self) -> int:
         """What may be taken, or is being used by reads; below zero where a response took more than there was."""
         return self._free + self._taken
-
-    @property
-    def unsent_bytes(self) -> int:
-        """What was read and is not sent yet."""
-        return self._unsent
 
     def grant(self, size: int) -> None:
         """Add credit. Raises InvalidRequest beyond the limit: what is held for one client stays bounded (I10)."""
@@ -66,11 +75,13 @@ class Credit:
         self._taken -= taken
         self._free += taken - used
         self._unsent += used
+        self._of_all.size += used
         self._serve()
 
     def sent(self, used: int) -> None:
         """Say that a response has been sent."""
         self._unsent -= used
+        self._of_all.size -= used
         self._serve()
 
     def give_back(self, used: int) -> None:
@@ -78,9 +89,16 @@ class Credit:
         self._free += used
         self.sent(used)
 
+    def abandon(self) -> None:
+        """The stream is over: what it has not sent never will be, and it counts for the others no more."""
+        self._of_all.size -= self._unsent
+        self._of_all = Unsent(most=0)
+
     @property
     def _can_take(self) -> bool:
-        return self._free > 0 and self._unsent < self._most_unsent
+        # Who may not because of all the others has something under way itself, and asks again when that is sent.
+        has_room = self._of_all.size < self._of_all.most or not (self._unsent or self._taken)
+        return has_room and self._free > 0 and self._unsent < self._most_unsent
 
     def _take(self, most: int) -> int:
         size = min(most, self._free)

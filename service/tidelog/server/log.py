@@ -29,6 +29,7 @@ from tidelog.records.compression import DecompressionLimits
 from tidelog.server import wire
 from tidelog.server.callers import Caller, caller, standing
 from tidelog.server.consume import ConsumeContext, ConsumeStream
+from tidelog.server.credit import Unsent
 from tidelog.server.ports import LogBroker
 from tidelog.server.produce import ProduceContext, ProduceStream, found_out
 from tidelog.server.streams import OpenStreams
@@ -49,9 +50,10 @@ class LogServicer(log_pb2_grpc.LogServicer):
         self._clock = clock
         self._executor = executor
         self._consuming: set[ConsumeStream] = set()
+        self._unsent = Unsent(most=settings.max_unsent_bytes)
         metrics.subscriptions.set_function(lambda: sum(stream.subscriptions for stream in self._consuming))
         metrics.credit_bytes.set_function(lambda: sum(stream.credit.free_bytes for stream in self._consuming))
-        metrics.unsent_bytes.set_function(lambda: sum(stream.credit.unsent_bytes for stream in self._consuming))
+        metrics.unsent_bytes.set_function(lambda: self._unsent.size)
         self._turn = itertools.count()
 
     async def Produce(self, _requests: object, context: ProduceContext) -> None:  # noqa: N802 - the contract's name
@@ -62,7 +64,7 @@ class LogServicer(log_pb2_grpc.LogServicer):
 
     async def Consume(self, _requests: object, context: ConsumeContext) -> None:  # noqa: N802
         """Push what commits, as far as the client's credit allows."""
-        stream = ConsumeStream(self._broker, self._settings, standing(), context)
+        stream = ConsumeStream(self._broker, self._settings, standing(), context, unsent=self._unsent)
         with self._streams.opened(stream.end):
             self._consuming.add(stream)
             try:
