@@ -119,14 +119,6 @@ async def _throughput(address: str, repeats: int, fsync_bytes: float) -> list[Me
             found.append(Measure("send_many", rate, "records/s", fsync_bytes / RECORD_BYTES, "synced files", "≥ 2,000,000"))
             found.append(Measure("send_nowait", await _rate(send_nowait, repeats), "records/s", aim="≥ 200,000"))
 
-        async def lists() -> int:
-            return sum([len(batch.values) async for batch in log.consume("many", max_records=COUNT).batches()])
-
-        async def buffers() -> int:
-            return sum([len(batch.buffers().offsets) - 1 async for batch in log.consume("many", max_records=COUNT).batches()])
-
-        found.append(Measure("consume lists, cold", await _rate(lists, repeats), "records/s", aim="≥ 2,000,000"))
-        found.append(Measure("consume buffers, cold", await _rate(buffers, repeats), "records/s", aim="≥ 3,000,000"))
         rate, latencies = await _senders(log, seconds=3)
         found.append(Measure(f"{SENDERS} senders of one record", rate, "appends/s", aim="≥ 10,000"))
         found += _quantiles("their append", latencies)

@@ -9,8 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -147,7 +147,7 @@ def _subscribe(partition: int) -> bytes:
     return log_pb2.ConsumeRequest(add=[add], credit_bytes=1 << 30).SerializeToString()
 
 
-async def _measure(addresses: list[str], repeats: int) -> list[Measure]:
+async def _measure(addresses: tuple[str, str], repeats: int) -> list[Measure]:
     async with (
         grpc.aio.insecure_channel(addresses[0], options=_OPTIONS) as ours,
         grpc.aio.insecure_channel(addresses[1], options=_OPTIONS) as bare,
@@ -189,18 +189,31 @@ async def _medians(work: Callable[[], Awaitable[float]], floor: Callable[[], Awa
     return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
 
 
-def run(repeats: int) -> list[Measure]:
-    """Measure, with a server process beside this one."""
+async def pull_bare(address: str, *, size: int, count: int) -> float:
+    """Take messages from the bare server: the floor of whatever takes as many of that size. Return the seconds."""
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        return await _pull(channel, "/bare/Out", b"%d %d" % (size, count), count)
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, str]]:
+    """Run the server process; give the addresses of our server and of the bare one."""
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.transport"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout is not None
         assert server.stdin is not None
-        addresses = server.stdout.readline().split()
         try:
-            return asyncio.run(_measure(addresses, repeats))
+            ours, bare = server.stdout.readline().split()
+            yield ours, bare
         finally:
             server.stdin.close()
+
+
+def run(repeats: int) -> list[Measure]:
+    """Measure, with a server process beside this one."""
+    with serving() as addresses:
+        return asyncio.run(_measure(addresses, repeats))
 
 
 if __name__ == "__main__":
