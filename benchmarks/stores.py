@@ -24,6 +24,7 @@ from tidelog.clock import SystemClock
 from tidelog.executors import ThreadExecutor
 from tidelog.objects.local import open_directory
 from tidelog.objects.s3 import S3Settings, open_s3
+from yarl import URL
 
 from benchmarks.measure import Measure, cpu_of_each
 
@@ -112,8 +113,10 @@ async def _bucket(endpoint: str, trusting: ssl.SSLContext, repeats: int) -> dict
         await store.put_new("read", [content])
         http = await stack.enter_async_context(ClientSession(connector=TCPConnector(ssl=trusting)))
 
-        async def asked(method: str, key: str, body: bytes | None = None) -> None:
-            async with http.request(method, f"{endpoint}/bench/{key}", data=body) as answer:
+        signed = URL(await client.generate_presigned_url("get_object", {"Bucket": "bench", "Key": "read"}), encoded=True)
+
+        async def asked(method: str, url: URL, body: bytes | None = None) -> None:
+            async with http.request(method, url, data=body) as answer:
                 answer.raise_for_status()
                 await answer.read()
 
@@ -129,11 +132,11 @@ async def _bucket(endpoint: str, trusting: ssl.SSLContext, repeats: int) -> dict
             "put": lambda: store.put_new(f"{next(numbers)}", [content]),
             "unsigned put": lambda: unsigned.put_new(f"{next(numbers)}", [content]),
             "bare put": lambda: client.put_object(Bucket="bench", Key=f"{next(numbers)}", Body=content, ChecksumCRC32C=checksum),
-            "http put": lambda: asked("PUT", f"{next(numbers)}", content),
+            "http put": lambda: asked("PUT", URL(f"{endpoint}/bench/{next(numbers)}"), content),
             "sha256": hash_it,
             "get": lambda: store.get_range("read", 0, SIZE),
             "bare get": bare_get,
-            "http get": lambda: asked("GET", "read"),
+            "http get": lambda: asked("GET", signed),
         }
         return await cpu_of_each(works, repeats)
 
