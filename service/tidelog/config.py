@@ -196,7 +196,7 @@ SECRETS = frozenset(name for name, field in Settings.model_fields.items() if not
 class Contradiction:
     """Settings that are right by themselves, but not together."""
 
-    names: tuple[str, str]
+    names: tuple[str, ...]
     sentence: str
     """What must hold, and what to do."""
 
@@ -245,6 +245,13 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         ),
         (s.s3_backoff_base_ms <= s.s3_backoff_most_ms, ("s3_backoff_base_ms", "s3_backoff_most_ms"), "the first wait is the shortest"),
     )
+    requests = s.max_uploads + s.max_cold_reads + s.max_tail_reads
+    if s.bucket.startswith("s3:") and requests > s.s3_max_connections:
+        yield Contradiction(
+            ("max_uploads", "max_cold_reads", "max_tail_reads", "s3_max_connections"),
+            f"{requests} requests may be under way at once, and one that waits for a connection cannot be told from one without an answer;"
+            " lower one of the first three or raise the last",
+        )
     for holds, names, sentence in rules:
         if not holds:
             yield Contradiction(names, f"{sentence}; lower the first or raise the second")

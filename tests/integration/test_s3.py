@@ -159,9 +159,22 @@ async def test_a_damaged_body_is_read_again_and_then_refused(s3_settings: S3Sett
             await store.get_range("k", 0, 100)
 
 
-async def test_a_body_damaged_on_the_way_in_is_refused_by_the_server(s3_settings: S3Settings) -> None:
-    async with misbehaving(s3_settings, times(99, "PUT", refusing(400, "BadDigest"))) as store:
-        with pytest.raises(StoreUnavailable, match="BadDigest"):
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "BadDigest"),
+        (400, "XAmzContentSHA256Mismatch"),
+        (400, "IncompleteBody"),
+        (400, "RequestTimeout"),
+        (503, "SlowDownWrite"),
+        (429, "TooManyRequests"),
+    ],
+)
+async def test_what_a_server_says_it_did_not_do_is_tried_again_and_then_undone(s3_settings: S3Settings, status: int, code: str) -> None:
+    async with misbehaving(s3_settings, times(2, "PUT", refusing(status, code))) as store:
+        await store.put_new("damaged at first", [b"x"])
+    async with misbehaving(s3_settings, times(99, "PUT", refusing(status, code))) as store:
+        with pytest.raises(StoreUnavailable, match=f"{code}.*it was not done"):
             await store.put_new("k", [b"x"])
 
 

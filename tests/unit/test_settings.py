@@ -130,9 +130,11 @@ def test_an_empty_file_changes_nothing(config: Path) -> None:
         ({"tokens_file": "a", "metadata": "postgresql://host/db"}, ("tokens_file", "peer_token")),
         ({"tls_key_file": "a"}, ("tls_certificate_file", "tls_key_file")),
         ({"tls_client_ca_file": "a"}, ("tls_client_ca_file", "tls_certificate_file")),
+        ({"bucket": "s3://b", "max_uploads": 40}, ("max_uploads", "max_cold_reads", "max_tail_reads", "s3_max_connections")),
+        ({"bucket": "s3://b", "s3_max_connections": 47}, ("48 requests may be under way", "s3_max_connections")),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(flags: dict[str, object], names: tuple[str, str]) -> None:
+def test_settings_that_contradict_each_other_are_refused(flags: dict[str, object], names: tuple[str, ...]) -> None:
     text = refusal({}, None, **flags)
     assert all(name in text for name in names)
 

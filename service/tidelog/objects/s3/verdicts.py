@@ -26,9 +26,11 @@ from botocore.parsers import ResponseParserError
 from tidelog.errors import ObjectNotFound, StoreError, StoreUnusable
 from tidelog.objects.retries import AttemptFailed
 
-_DAMAGED_ON_THE_WAY = ("BadDigest", "InvalidDigest", "IncompleteBody", "RequestTimeout", "XAmzContentChecksumMismatch")
+_DAMAGED_ON_THE_WAY = (
+    "BadDigest", "InvalidDigest", "IncompleteBody", "RequestTimeout", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch",
+)  # fmt: skip
 """The server says of a request that it did not come whole: not done, and worth another attempt."""
-_TOO_MANY = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "Throttling", "ThrottlingException")
+_TOO_MANY = ("SlowDown", "SlowDownRead", "SlowDownWrite", "TooManyRequests", "RequestLimitExceeded", "Throttling", "ThrottlingException")
 _CONFLICT = ("ConditionalRequestConflict", "OperationAborted")
 """Another request for the same key was under way: this one was not done."""
 _REGION = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
