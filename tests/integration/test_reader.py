@@ -34,7 +34,7 @@ from tidelog.executors import Executor, InlineExecutor, ThreadExecutor
 from tidelog.metadata.commits import Committed, NewExtent
 from tidelog.metadata.extents import Extent, ReleasedSource, advance_log_start, read_extents, swap
 from tidelog.metadata.leadership import LedPartition
-from tidelog.metadata.membership import Broker
+from tidelog.metadata.membership import Broker, end_epoch
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metadata.topics import TopicConfig
@@ -157,6 +157,7 @@ class Log:
     def __init__(self, metadata: FlakyMetadata, objects: ObjectStore, epoch: int, led: dict[int, LedPartition]) -> None:
         self.metadata = metadata
         self.objects = objects
+        self.broker = "b0"
         self.epoch = epoch
         self.led = led
         self.ids = list(led)
@@ -174,8 +175,8 @@ class Log:
         """Upload one segment of unstamped batches by place of the partition, commit it, and tell."""
         self.sequence += 1
         sources = [ChunkSource(bytes.fromhex(TOPIC_ID), place, list(parts), scan(b"".join(parts))) for place, parts in batches.items()]
-        content, footer = encode_intake(sources, Origin(CLUSTER_ID, "b0", self.epoch, self.sequence, 0))
-        await self.objects.put_new(str(IntakeKey("b0", self.epoch, self.sequence, "life-of-b0")), content)
+        content, footer = encode_intake(sources, Origin(CLUSTER_ID, self.broker, self.epoch, self.sequence, 0))
+        await self.objects.put_new(str(IntakeKey(self.broker, self.epoch, self.sequence, f"life-of-{self.broker}")), content)
         for chunk in footer.chunks:
             led = self.led[self.ids[chunk.partition]]
             new = NewExtent(self.epoch, self.sequence, chunk.position, chunk.length, chunk.record_count, chunk.max_timestamp_ms)
@@ -251,10 +252,16 @@ async def a_log(objects: ObjectStore | None = None, *, partitions: int = 1) -> A
 
 @asynccontextmanager
 async def reading(
-    log: Log, settings: Settings = ROOMY, *, objects: ObjectStore | None = None, own: bool = True, executor: Executor | None = None
+    log: Log,
+    settings: Settings = ROOMY,
+    *,
+    objects: ObjectStore | None = None,
+    own: bool = True,
+    executor: Executor | None = None,
+    catalog: Catalog | None = None,
 ) -> AsyncIterator[Reader]:
     """A broker's reading side: of the leader itself, or of another broker that has its feed."""
-    catalog = Catalog(log.metadata)
+    catalog = catalog or Catalog(log.metadata)
     await catalog.refresh()
     stats = ReadStats()
     lookups = Lookups(log.metadata, max_extents_each=settings.read_ahead_extents, stats=stats)
@@ -444,6 +451,9 @@ async def test_a_feed_that_breaks_is_replaced_by_polls_and_opened_again() -> Non
         async with asyncio.timeout(10):
             await cursor.wait(19)
         assert reader.stats.polls
+        async with asyncio.timeout(10):
+            while reader.stats.feeds_broken < 2:  # tried once more, in vain
+                await asyncio.sleep(0.005)
         log.peers.refusing = False
         async with asyncio.timeout(10):
             while not log.peers.open:
@@ -471,6 +481,33 @@ def test_polls_go_on_after_the_database_was_away_for_a_day() -> None:
                 await cursor.wait(9)
 
     virtual_time.run(outage)
+
+
+async def test_a_follower_goes_over_to_the_next_leader_and_misses_nothing_between() -> None:
+    seldom = ROOMY.model_copy(update={"follower_poll_ms": 300})
+    async with a_log() as log:
+        catalog = Catalog(log.metadata)
+        async with reading(log, seldom, own=False, catalog=catalog) as reader, reader.follow(log.ref()) as cursor:
+            await log.write_many(1)
+            await cursor.wait(9)
+            late = log.peers.open[0][1].receiver
+            await log.metadata.run(end_epoch, broker_epoch=log.epoch)
+            log.broker, log.epoch = "b1", (await join(log.metadata, "b1")).broker_epoch
+            log.led = await lead(log.metadata, log.epoch, log.ids)
+            hub = log.peers.hubs[log.epoch] = FeedHub()
+            log.listeners = [hub.publish]
+            await log.write_many(1)  # while nobody has heard of the new leader
+            await catalog.refresh()
+            assert reader.stats.feeds_opened == 2
+            late.committed(CommittedExtents(log.ids[0], (), 10, 0))  # what the old one said last arrives after that
+            async with asyncio.timeout(10):
+                await cursor.wait(19)
+            polls = reader.stats.polls
+            waiting = asyncio.ensure_future(cursor.wait(29))
+            await log.write_many(1)
+            await waiting
+            assert reader.stats.polls == polls, "the new leader's feed told it"
+            assert await read_all(cursor) == log.bytes_from(0)
 
 
 async def test_all_followed_partitions_are_polled_in_one_statement_and_none_that_nobody_follows() -> None:
@@ -600,13 +637,14 @@ async def test_one_of_several_objects_may_be_merged_away_while_they_are_read_tog
 
 
 async def test_what_comes_before_an_object_that_is_gone_is_read() -> None:
-    async with a_log() as log, reading(log) as reader, reader.follow(log.ref()) as cursor:
+    async with a_log() as log:
         await log.write_many(3, tell=False)
         await log.objects.delete_many([log.key_of((await log.extents())[2])])
-        assert (await cursor.read(0, max_bytes=100_000)).next_offset == 10
-        assert (await cursor.read(10, max_bytes=100_000)).next_offset == 20
-        with pytest.raises(CorruptSegment, match="offset 20 in an object that is not there"):
-            await cursor.read(20, max_bytes=100_000)
+        async with reading(log) as reader, reader.follow(log.ref()) as cursor:
+            assert (await cursor.read(0, max_bytes=100_000)).next_offset == 10
+            assert (await cursor.read(10, max_bytes=100_000)).next_offset == 20
+            with pytest.raises(CorruptSegment, match="offset 20 in an object that is not there"):
+                await cursor.read(20, max_bytes=100_000)
 
 
 async def test_an_object_that_is_gone_for_good_is_an_error_and_nothing_is_skipped() -> None:
