@@ -9,7 +9,7 @@ import gc
 import heapq
 import random
 import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar
 from enum import Enum
 from typing import Any, TypeVarTuple, Unpack
@@ -47,6 +47,15 @@ def context_of(node: Node) -> Context:
     return context
 
 
+class NumberedTask(asyncio.Task[Any]):
+    """A task that sets keep by its number, not by its place in memory: so that a run does not depend on that."""
+
+    number: int
+
+    def __hash__(self) -> int:
+        return self.number
+
+
 class NothingToDo(RuntimeError):
     """No callback is ready and no timer is set: the run would wait for ever."""
 
@@ -65,6 +74,17 @@ class SimLoop(asyncio.BaseEventLoop):
         self._soon: list[asyncio.Handle] = []
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = 0
+        self._tasks = 0
+        self.set_task_factory(self._numbered)
+
+    def _numbered(
+        self, _: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any] | Generator[Any, None, Any], **more: Any
+    ) -> NumberedTask:
+        task = NumberedTask.__new__(NumberedTask)
+        self._tasks += 1
+        task.number = self._tasks
+        task.__init__(work, loop=self, **more)  # type: ignore[misc]
+        return task
 
     def time(self) -> float:
         return self.now

@@ -43,6 +43,10 @@ def test_one_seed_gives_one_run_whatever_the_hash_seed() -> None:
     assert len(runs) == 1
 
 
+def test_one_seed_gives_one_run_wherever_its_objects_lie() -> None:
+    assert len({simulate(1, seconds=10, to_first=True).loop.trace for _ in range(5)}) == 1
+
+
 def test_a_violation_comes_with_what_led_to_it() -> None:
     timeline = Timeline()
     timeline.tell(1.0, "leads", "b0.0", "made broker epoch {} leader in epoch {}", 1, 7, partition=0)

@@ -414,7 +414,7 @@ class FeedHub:
     """Where a leader's commits are told to those who follow them."""
 
     def __init__(self) -> None:
-        self._sessions: dict[int, set[HubSession]] = {}
+        self._sessions: dict[int, dict[HubSession, None]] = {}
 
     def open(self, receiver: NewsReceiver) -> "HubSession":
         """Open a leader's end of a feed."""
@@ -429,7 +429,7 @@ class FeedHub:
 class HubSession:
     """A follower at its leader. See `server.ports.FeedSession`."""
 
-    def __init__(self, sessions: "dict[int, set[HubSession]]", receiver: NewsReceiver) -> None:
+    def __init__(self, sessions: "dict[int, dict[HubSession, None]]", receiver: NewsReceiver) -> None:
         self.receiver = receiver
         self._sessions = sessions
         self._followed: set[int] = set()
@@ -438,14 +438,14 @@ class HubSession:
         """Send news of these partitions from now on, and say so by news of nothing: the follower then asks SQL for what was before."""
         for partition_id in partition_ids:
             self._followed.add(partition_id)
-            self._sessions.setdefault(partition_id, set()).add(self)
+            self._sessions.setdefault(partition_id, {})[self] = None
             self.receiver.committed(CommittedExtents(partition_id, (), 0, 0))
 
     def unfollow(self, partition_ids: Sequence[int]) -> None:
         """Send no more news of these partitions."""
         for partition_id in self._followed.intersection(partition_ids):
             self._followed.discard(partition_id)
-            self._sessions[partition_id].discard(self)
+            self._sessions[partition_id].pop(self, None)
             if not self._sessions[partition_id]:
                 del self._sessions[partition_id]
 

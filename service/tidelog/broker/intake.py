@@ -119,7 +119,8 @@ class _Segment:
     length: int = 0
     cost_bytes: int = 0
     sequence: int = 0
-    outstanding: set[Outstanding] = field(default_factory=set)
+    outstanding: dict[int, Outstanding] = field(default_factory=dict)
+    """References that are not answered, by partition id."""
     uploading: bool = False
     released: bool = False
     sealed_at: float = 0.0
@@ -384,7 +385,7 @@ class Intake:
             reference = self._reference(segment, chunk, position)
             if reference is not None:
                 references.append(reference)
-        segment.outstanding.update(references)
+        segment.outstanding = {reference.partition_id: reference for reference in references}
         if not references:
             self.resolve(segment.sequence)
             return
@@ -434,7 +435,7 @@ class Intake:
         self._done_with(segment, reference)
 
     def _done_with(self, segment: _Segment, reference: Outstanding) -> None:
-        segment.outstanding.discard(reference)
+        segment.outstanding.pop(reference.partition_id, None)
         if not segment.outstanding:
             self._metrics.append_seconds["order"].observe(self._clock.monotonic() - segment.uploaded_at)
             self.resolve(segment.sequence)
@@ -492,7 +493,7 @@ class Intake:
                     self._fail(append, TimedOut("the append could not be uploaded in time; it was not done, and will not be"))
         segment.deadline = next_deadline
         if segment.released:
-            for reference in list(segment.outstanding):
+            for reference in list(segment.outstanding.values()):
                 chunk = segment.chunks[reference.partition_id]
                 if all(append.answered for append in chunk.appends):
                     assert self.outbox is not None

@@ -206,7 +206,8 @@ class Ledger:
         self._dirty: dict[int, _Led] = {}
         self._closing: dict[int, _Led] = {}
         self._membership_version = 0
-        self._sessions: set[LedgerSession] = set()
+        self._sessions: dict[LedgerSession, None] = {}
+        """In the order in which they were opened, as everything is told that several hear: so a run can be repeated."""
         self._answers_kept: dict[int, deque[tuple[int, _Writer, int]]] = {}
         """Per intake, what it may still ask about: (sequence, writer, number), ascending."""
         self._pending = 0
@@ -274,12 +275,12 @@ class Ledger:
     def session(self, writer_epoch: int, receiver: AnswerReceiver) -> LedgerSession:
         """Open the leader's end of a link from the intake of `writer_epoch`."""
         session = LedgerSession(self, writer_epoch, receiver)
-        self._sessions.add(session)
+        self._sessions[session] = None
         return session
 
     def closed(self, session: LedgerSession) -> None:
         """Forget a session."""
-        self._sessions.discard(session)
+        self._sessions.pop(session, None)
 
     def must_look_up(self, references: Sequence[Reference]) -> frozenset[tuple[int, int, int]]:
         """Return the segments, as (partition id, broker epoch, sequence), that have to be looked up in SQL first.
