@@ -1,6 +1,8 @@
 """A real PostgreSQL for tests, from a wheel: one server per test process, a new database for each test."""
 
+import asyncio
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -9,6 +11,11 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+
+_AS_USER = (
+    "import os, pwd, sys; user = pwd.getpwnam(sys.argv[1]); os.setgroups([]); os.setgid(user.pw_gid); os.setuid(user.pw_uid);"
+    " os.execv(sys.argv[2], sys.argv[2:])"
+)
 
 
 class PostgresServer:
@@ -41,6 +48,22 @@ class PostgresServer:
         await self.execute(f"CREATE DATABASE {name}")
         yield self.url(name)
         await self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    async def restart(self, *, crash: bool, away_s: float = 0) -> None:
+        """End the server, in order or as a crash would, and start it again after a while."""
+        await self._pg_ctl("-m", "immediate" if crash else "fast", "stop")
+        await asyncio.sleep(away_s)
+        await self._pg_ctl("-o", f'-h "" -k {self.directory}', "-l", str(self.directory / "log"), "start")
+        self._server.ensure_postgres_running()  # has it know the new process, to stop it in the end
+
+    async def _pg_ctl(self, *arguments: str) -> None:
+        """Run pg_ctl, from a process of its own: a fork of this one, with threads of gRPC in it, may not live to see it."""
+        command = [str(self._server.bin_path / "pg_ctl"), "-w", "-D", str(self.directory), *arguments]
+        if self._server.system_user is not None:
+            command = [sys.executable, "-c", _AS_USER, self._server.system_user, *command]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL)
+        code = await process.wait()
+        assert code == 0, (command, code, (self.directory / "log").read_text()[-2000:])
 
     def stop(self) -> None:
         self._server.cleanup()

@@ -1,90 +1,143 @@
 """Three real broker processes on one PostgreSQL and one bucket, and what can be done to them."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 LEASE_MS = 1500
 
 
+class Spawner:
+    """Starts processes quickly; see `tests.chaos.spawner`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._asked: deque[asyncio.Future[int]] = deque()
+        self._ended: dict[int, asyncio.Future[int]] = {}
+        self._hearing = asyncio.create_task(self._hear())
+
+    async def spawn(self, flags: dict[str, Any], log: Path) -> tuple[int, "asyncio.Future[int]"]:
+        """Start a broker; return its process id, and the future of its exit code."""
+        assert self._process.stdin is not None
+        began = asyncio.get_running_loop().create_future()
+        self._asked.append(began)
+        self._process.stdin.write(json.dumps([flags, str(log)]).encode() + b"\n")
+        pid = await began
+        return pid, self._ended[pid]
+
+    async def _hear(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            word, pid, *code = line.split()
+            if word == b"began":
+                self._ended[int(pid)] = asyncio.get_running_loop().create_future()
+                self._asked.popleft().set_result(int(pid))
+            else:
+                self._ended.pop(int(pid)).set_result(int(code[0]))
+
+    async def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+        await self._hearing
+
+
+@asynccontextmanager
+async def spawner() -> AsyncIterator[Spawner]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDELOG_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.chaos.spawner", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    found = Spawner(process)
+    try:
+        yield found
+    finally:
+        await found.close()
+
+
 class BrokerProcess:
     """One broker under one id and one address, whichever process plays it."""
 
-    def __init__(self, folder: Path, name: str, port: int, *, bucket: str, metadata: str) -> None:
+    def __init__(self, spawner: Spawner, folder: Path, name: str, port: int, flags: dict[str, Any]) -> None:
         self.name = name
         self.address = f"127.0.0.1:{port}"
         self.log = folder / f"{name}.log"
         self.most_rss = 0
+        self._spawner = spawner
+        self._pid = 0
+        self._ended: asyncio.Future[int] | None = None
         self._flags = {
-            "broker-id": name,
-            "bucket": bucket,
-            "metadata": metadata,
+            "broker_id": name,
             "listen": self.address,
-            "metrics-listen": "",
-            "lease-ms": LEASE_MS,
-            "catalog-poll-ms": 100,
-            "max-latency-ms": 20,
-            "drain-propagation-ms": 50,
-            "log-format": "json",
+            "metrics_listen": "",
+            "lease_ms": LEASE_MS,
+            "catalog_poll_ms": 100,
+            "max_latency_ms": 20,
+            "drain_propagation_ms": 50,
+            "log_format": "json",
+            **flags,
         }
-        self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start a process; it is ready some time later."""
-        command = [sys.executable, "-m", "tidelog", "broker", *(f"--{name}={value}" for name, value in self._flags.items())]
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(*command, stderr=log, stdout=log)
+        self._pid, self._ended = await self._spawner.spawn(self._flags, self.log)
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.returncode is None
+        return self._ended is not None and not self._ended.done()
 
     def send(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
+        os.kill(self._pid, number)
+
+    async def ended(self) -> int:
+        """Wait for the process's end; return its exit code."""
+        assert self._ended is not None
+        return await self._ended
 
     async def kill(self) -> None:
         """End the process at once, wherever it is."""
         if self.alive:
             self.send(signal.SIGKILL)
-            assert self.process is not None
-            await self.process.wait()
+            await self.ended()
 
     async def drain(self) -> int:
         """Tell the process to leave, and wait until it has; return its exit code."""
-        assert self.process is not None
         self.send(signal.SIGTERM)
-        return await self.process.wait()
+        return await self.ended()
 
     def measure(self) -> None:
         """Remember the largest memory seen."""
         if self.alive:
-            assert self.process is not None
             try:
-                self.most_rss = max(self.most_rss, psutil.Process(self.process.pid).memory_info().rss)
+                self.most_rss = max(self.most_rss, psutil.Process(self._pid).memory_info().rss)
             except psutil.NoSuchProcess:
                 return
 
 
 @asynccontextmanager
-async def broker_processes(folder: Path, ports: list[int], *, bucket: str, metadata: str) -> AsyncIterator[list[BrokerProcess]]:
+async def broker_processes(folder: Path, ports: list[int], **flags: Any) -> AsyncIterator[list[BrokerProcess]]:
     """Run a broker on each port; none is left behind."""
-    brokers = [BrokerProcess(folder, f"b{number}", port, bucket=bucket, metadata=metadata) for number, port in enumerate(ports)]
-    try:
-        for broker in brokers:
-            await broker.start()
-        yield brokers
-    finally:
-        for broker in brokers:
-            if broker.alive:
-                broker.send(signal.SIGCONT)
-            await broker.kill()
+    async with spawner() as spawns:
+        brokers = [BrokerProcess(spawns, folder, f"b{number}", port, flags) for number, port in enumerate(ports)]
+        try:
+            for broker in brokers:
+                await broker.start()
+            yield brokers
+        finally:
+            for broker in brokers:
+                if broker.alive:
+                    broker.send(signal.SIGCONT)
+                await broker.kill()
 
 
 def tail(broker: BrokerProcess, lines: int = 15) -> str:

@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,23 @@ Fault = Callable[[], Awaitable[object]]
 
 
 @dataclass
+class Plan:
+    """What is to be done to the brokers."""
+
+    seconds: float
+    kills: int = 0
+    """It goes on until there were so many of them."""
+    weights: dict[str, int] = field(default_factory=lambda: {"kill": 6, "pause": 4, "drain": 1})
+    others: Mapping[str, Fault] = field(default_factory=dict)
+    """What else strikes, each with weight 2, and at least once."""
+    between_s: tuple[float, float] = (0.2, 1.5)
+    spared: int = 1
+    """So many brokers are always left to themselves."""
+    away_leases: float = 2.0
+    """A killed broker comes back at once, or up to so many leases later."""
+
+
+@dataclass
 class Report:
     """What a run did and found."""
 
@@ -37,12 +54,12 @@ class Report:
 class Chaos:
     """The state of one run."""
 
-    def __init__(self, brokers: list[BrokerProcess], *, seed: int, others: dict[str, Fault]) -> None:
+    def __init__(self, brokers: list[BrokerProcess], plan: Plan, *, seed: int) -> None:
         self.brokers = brokers
+        self.plan = plan
         self.chance = random.Random(seed)
         self.history = History()
         self.report = Report(seed)
-        self.others = others
         self.stopping = asyncio.Event()
         self._values = 0
         self._busy: set[str] = set()
@@ -107,25 +124,26 @@ class Chaos:
 
     # ---- faults
 
-    async def nemesis(self, seconds: float) -> None:
-        """Strike, one broker after the other and sometimes two at once, until the time is up; wait until all is undone."""
-        end = time.monotonic() + seconds
+    async def nemesis(self) -> None:
+        """Strike until it is over, then wait until all is undone."""
+        plan = self.plan
+        end = time.monotonic() + plan.seconds
         running: set[asyncio.Task[object]] = set()
         strikes: dict[str, Callable[[BrokerProcess], Awaitable[object]]] = {
             "kill": self._kill,
             "pause": self._pause,
             "drain": self._drain,
         }
-        weights = {"kill": 6, "pause": 4, "drain": 1} | dict.fromkeys(self.others, 1)
-        while time.monotonic() < end:
-            await asyncio.sleep(self.chance.uniform(0.2, 1.5))
+        weights = plan.weights | dict.fromkeys(plan.others, 2)
+        while time.monotonic() < end or self.report.faults["kill"] < plan.kills or not all(map(self.report.faults.get, plan.others)):
+            await asyncio.sleep(self.chance.uniform(*plan.between_s))
             [name] = self.chance.choices(list(weights), weights=list(weights.values()))
-            if name in self.others:
+            if name in plan.others:
                 self.report.faults[name] += 1
-                running.add(asyncio.ensure_future(self.others[name]()))
+                running.add(asyncio.ensure_future(plan.others[name]()))
                 continue
             free = [broker for broker in self.brokers if broker.name not in self._busy]
-            if len(free) > 1:  # one is always left to itself
+            if len(free) > plan.spared:
                 self.report.faults[name] += 1
                 victim = self.chance.choice(free)
                 if not victim.alive:
@@ -143,9 +161,8 @@ class Chaos:
 
     async def _kill(self, victim: BrokerProcess) -> None:
         await victim.kill()
-        await asyncio.sleep(self.chance.choice((0, self.chance.uniform(0, 2 * LEASE_MS / 1000))))
+        await asyncio.sleep(self.chance.choice((0, self.chance.uniform(0, self.plan.away_leases * LEASE_MS / 1000))))
         await victim.start()
-        await asyncio.sleep(LEASE_MS / 1000)
 
     async def _pause(self, victim: BrokerProcess) -> None:
         victim.send(signal.SIGSTOP)
@@ -206,17 +223,15 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-async def run(
-    folder: Path, *, seed: int, seconds: float, bucket: str, metadata: str, others: dict[str, Fault] | None = None
-) -> tuple[Report, list[BrokerProcess]]:
-    """Run chaos for so many seconds, heal, and check."""
+async def run(folder: Path, plan: Plan, *, seed: int, bucket: str, metadata: str) -> tuple[Report, list[BrokerProcess]]:
+    """Run chaos as planned, let everything heal, and check."""
     async with broker_processes(folder, free_ports(3), bucket=bucket, metadata=metadata) as brokers:
-        chaos = Chaos(brokers, seed=seed, others=others or {})
+        chaos = Chaos(brokers, plan, seed=seed)
         await _begin(brokers)
         work = [asyncio.create_task(chaos.produce(number)) for number in range(PRODUCERS)]
         work += [asyncio.create_task(chaos.consume(100 + number)) for number in range(2)]
         measuring = asyncio.create_task(chaos.measure())
-        await chaos.nemesis(seconds)
+        await chaos.nemesis()
         chaos.stopping.set()
         await asyncio.gather(*work)
         await asyncio.gather(*(chaos.probe(broker, partition) for broker in brokers for partition in range(PARTITIONS)))

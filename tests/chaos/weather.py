@@ -1,6 +1,7 @@
 """A proxy before an S3 server that lets storms of 503 and black-outs pass over it."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,10 +26,10 @@ class Weather:
         await asyncio.sleep(_LASTS_S)
         self._storms -= 1
 
-    async def blackout(self) -> None:
+    async def blackout(self, *, seconds: float = _LASTS_S) -> None:
         """Break off every request for a while."""
         self._blackouts += 1
-        await asyncio.sleep(_LASTS_S)
+        await asyncio.sleep(seconds)
         self._blackouts -= 1
 
     async def pass_on(self, request: web.Request, session: ClientSession, target: str) -> web.StreamResponse:
@@ -46,7 +47,7 @@ class Weather:
             return web.Response(status=503)
         headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
         url = target + str(request.rel_url)
-        async with session.request(request.method, url, headers=headers, data=body, allow_redirects=False) as answer:
+        async with session.request(request.method, url, headers=headers, data=io.BytesIO(body), allow_redirects=False) as answer:
             content = await answer.read()
             if refused:
                 self.refused += 1
