@@ -9,11 +9,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import tidelog
+from tidelog.client.connection import Broker
 from tidelog.errors import ConditionFailed, InvalidRequest, OffsetOutOfRange, TopicExists, UnknownTopic
+from tidelog.proto.v1 import log_pb2 as pb
 
 
 @contextmanager
@@ -52,6 +56,44 @@ async def test_what_is_sent_comes_back(tmp_path: Path) -> None:
         last = found[one.partition, one.offset]
         assert (last.key, last.value, last.headers, last.timestamp_ms) == (b"user-1", b"value", (("h", b"x"),), 77)
         assert Counter(columns) == Counter([*values, b"value"])
+
+
+async def test_calls_outlive_a_channel_that_another_call_found_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {"produce": 1, "consume": 1, "call": 1}
+
+    def leave(broker: Broker, kind: str) -> None:
+        """What `connected` does with a channel that others may be about to use."""
+        if left[kind]:
+            left[kind] -= 1
+            broker.leave()
+
+    def leaving(kind: Literal["produce", "consume"]) -> None:
+        opened = getattr(Broker, kind)
+
+        def open_and_leave(broker: Broker) -> Any:
+            call = opened(broker)  # which begins in a later turn of the event loop
+            leave(broker, kind)
+            return call
+
+        monkeypatch.setattr(Broker, kind, open_and_leave)
+
+    leaving("produce")
+    leaving("consume")
+    with service(tmp_path) as (_, address):
+        async with tidelog.connect(address) as log, asyncio.timeout(120):
+            async with log.producer() as producer:
+                assert (await producer.send("t", b"value")).offset == 0
+            assert [record.value async for record in log.consume("t", follow=False)] == [b"value"]
+
+            async def after_it_closed(broker: Broker, request: object, **how: object) -> Any:
+                method = broker.log.GetMetadata
+                leave(broker, "call")
+                await asyncio.sleep(0.01)
+                return await method(request, **how)
+
+            answer = await log._brokers.call(lambda broker: partial(after_it_closed, broker), pb.GetMetadataRequest(topics=["t"]))
+            assert answer.topics[0].name == "t"
+    assert left == {"produce": 0, "consume": 0, "call": 0}
 
 
 async def test_administration(tmp_path: Path) -> None:

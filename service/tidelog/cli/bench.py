@@ -81,7 +81,7 @@ def mixed(
     metrics: Metrics = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Append while readers follow, until they have read all of it.
+    """Append while readers follow, until they have it all.
 
     Latencies are those of appends, as `bench produce` counts them.
     """

@@ -45,6 +45,10 @@ _OPTIONS = [
 ]
 
 
+GONE = (asyncio.InvalidStateError, grpc.aio.UsageError)
+"""What a call raises beside AioRpcError: it had ended when it was written to; its channel was found dead, and closed, by another call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """How a client proves who it is, and knows the brokers."""
@@ -158,8 +162,7 @@ class Broker:
         if state is grpc.ChannelConnectivity.READY:
             return True
         if self._channel is channel:
-            self._channel = None
-        await channel.close()
+            self.leave()  # not closed at once: another call may be about to begin on it, which would wait for ever
         return False
 
     def produce(self) -> Any:
@@ -320,6 +323,8 @@ class Brokers:
                     self.leave(broker)
                 if not error.retriable or (isinstance(error, OutcomeUnknown) and not repeatable):
                     raise error from failure
+            except grpc.aio.UsageError:
+                self.failed(broker)  # nothing was sent
             else:
                 self.worked(broker)
                 return answer

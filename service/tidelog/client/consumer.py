@@ -22,7 +22,7 @@ import grpc.aio
 
 from tidelog.client import wire
 from tidelog.client.backoff import pause_s
-from tidelog.client.connection import Broker, Brokers
+from tidelog.client.connection import GONE, Broker, Brokers
 from tidelog.errors import CorruptBatch, Draining, InvalidRequest, OffsetOutOfRange, TidelogError, UnknownPartition
 from tidelog.proto.v1 import log_pb2 as pb
 from tidelog.records import codec
@@ -305,7 +305,7 @@ class Consumption:
                     self._brokers.leave(broker)
                 else:
                     self._brokers.failed(broker)
-            except asyncio.InvalidStateError:  # a write to a call that has ended
+            except GONE:
                 self._brokers.failed(broker)
 
     @property

@@ -23,7 +23,7 @@ import grpc.aio
 from tidelog.client import wire
 from tidelog.client.acks import Ack, AckRange, Acks
 from tidelog.client.appends import Append, Batch, PartitionQueue
-from tidelog.client.connection import Broker, Brokers
+from tidelog.client.connection import GONE, Broker, Brokers
 from tidelog.client.inputs import (
     RECORD_OVERHEAD_BYTES,
     Headers,
@@ -580,7 +580,7 @@ class Producer:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         for error in ended:
-            if isinstance(error, Exception) and not isinstance(error, asyncio.InvalidStateError):  # that: a write after the end
+            if isinstance(error, Exception) and not isinstance(error, GONE):
                 raise error
 
     async def _write(self, stream: _Stream) -> None:
