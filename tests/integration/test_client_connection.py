@@ -67,9 +67,8 @@ async def test_members_that_have_left_are_forgotten_with_their_connections() -> 
         assert gone.address in log._brokers._known
 
 
-async def test_a_connection_that_is_left_is_closed_once_its_calls_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_is_left_is_closed_once_its_calls_have_ended() -> None:
     """Else each drained broker costs a client a connection, for as long as it lives."""
-    monkeypatch.setattr("tidelog.client.connection._CALLS_GO_ON_S", 0.2)
     async with running_cluster("", "") as cluster:
         cluster.topics["t"] = 1
         async with tidelog.connect(cluster.brokers[0].address) as log, log.producer() as producer:
@@ -82,6 +81,41 @@ async def test_a_connection_that_is_left_is_closed_once_its_calls_have_ended(mon
                 while any(broker.is_leaving for broker in log._brokers._known.values()):
                     await asyncio.sleep(0.01)
         assert cluster.values("t") == [b"a", b"b"]
+
+
+async def test_a_connection_that_is_left_by_one_serves_the_others_to_their_end() -> None:
+    """The producer is told that the broker drains; the consumer reads on, on the very stream that it had."""
+    async with running_cluster() as cluster:
+        (broker,) = cluster.brokers
+        cluster.topics["t"] = 1
+        async with tidelog.connect(broker.address) as log, log.producer(linger_ms=0) as producer:
+            reading = log.consume("t").batches()
+            for turn in range(5):
+                fates = [draining()]
+                broker.fate = lambda append, fates=fates: fates.pop() if fates else OK  # type: ignore[misc]
+                await soon(producer.send("t", b"%d" % turn))
+                assert (await soon(anext(reading))).values == [b"%d" % turn]
+            assert (broker.consume_streams, broker.produce_streams) == (1, 6)
+            (known,) = log._brokers._known.values()
+            assert known.is_leaving, "the consumer is on the first connection"
+            await reading.aclose()
+            async with asyncio.timeout(10):
+                while known.is_leaving:
+                    await asyncio.sleep(0.01)
+
+
+async def test_many_who_look_for_a_broker_at_once_all_find_it_when_it_comes() -> None:
+    """They share what there is of connections, and none closes another's."""
+    async with running_cluster() as cluster:
+        (broker,) = cluster.brokers
+        cluster.topics["t"] = 1
+        async with tidelog.connect(broker.address) as log:
+            port = int(broker.address.rpartition(":")[2])
+            await broker.stop()
+            waiting = [asyncio.ensure_future(log.admin.list_topics()) for _ in range(20)]
+            await asyncio.sleep(0.5)
+            await broker.start(port=port)
+            assert await soon(asyncio.gather(*waiting)) == [["t"]] * 20
 
 
 @pytest.mark.parametrize("servers", ["", ",", [], "a:b", "host:0", "host:70000", ":1", "::1:9595"])

@@ -8,7 +8,8 @@ reachable.
 import asyncio
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +32,6 @@ Answer = TypeVar("Answer")
 _ATTEMPT_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
 _LEFT_FOR_S = 5.0
-_CALLS_GO_ON_S = 60.0
-"""On a connection that is left: a broker that drains ends them before."""
 _TOKEN = re.compile(r"[!-~]+")
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = [
@@ -107,6 +106,50 @@ def _context(ca: bytes | None, cert: str | Path | None, key: str | Path | None) 
     return context
 
 
+class _Link:
+    """A channel, and how many calls are on it.
+
+    Once it is left it is closed with its last call, and no sooner: closing would cancel them, which looks to whoever awaits
+    one as if they were cancelled themselves.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.log: Any = LogStub(channel)
+        self.admin: Any = AdminStub(channel)
+        self.closed: asyncio.Task[None] | None = None
+        self._calls = 0
+        self._left = False
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep it open while the context is."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._ended()
+
+    def keep_for(self, call: Any) -> Any:
+        """Keep it open as long as a stream is; return the stream."""
+        self._calls += 1
+        call.add_done_callback(lambda _: self._ended())
+        return call
+
+    def leave(self) -> None:
+        """Close it when nothing uses it any more."""
+        self._left = True
+        self._close_if_unused()
+
+    def _ended(self) -> None:
+        self._calls -= 1
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._left and not self._calls and self.closed is None:
+            self.closed = asyncio.ensure_future(self.channel.close())
+
+
 class Broker:
     """One address, with its channel."""
 
@@ -124,83 +167,82 @@ class Broker:
         self.finding: Finding | None = None
         """Why it could not be reached, as long as none ever was."""
         self._credentials = credentials
-        self._channel: grpc.aio.Channel | None = None
-        self._log: Any = None
-        self._admin: Any = None
-        self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
+        self._link: _Link | None = None
+        self._left: list[_Link] = []
 
-    def _opened(self) -> grpc.aio.Channel:
-        """Return the channel; it is made when it is first used, for it belongs to the event loop that runs then."""
-        if self._channel is None:
-            self._channel = self._credentials.channel(self.address)
-            self._log, self._admin = LogStub(self._channel), AdminStub(self._channel)
-        return self._channel
+    def _opened(self) -> _Link:
+        """Return the link; it is made when it is first used, for it belongs to the event loop that runs then."""
+        if self._link is None:
+            self._link = _Link(self._credentials.channel(self.address))
+        return self._link
 
     @property
     def log(self) -> Any:
-        """The calls of the Log service."""
-        self._opened()
-        return self._log
+        """The calls of the Log service, for `unary`."""
+        return self._opened().log
 
     @property
     def admin(self) -> Any:
-        """The calls of the Admin service."""
-        self._opened()
-        return self._admin
+        """The calls of the Admin service, for `unary`."""
+        return self._opened().admin
 
     async def connected(self) -> bool:
         """Return whether there is a connection; a channel that could not make one is made anew."""
-        channel = self._opened()
-        state = channel.get_state(try_to_connect=True)
-        try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                while state is not grpc.ChannelConnectivity.READY and state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                    await channel.wait_for_state_change(state)
-                    state = channel.get_state(try_to_connect=True)
-        except TimeoutError:
-            state = grpc.ChannelConnectivity.TRANSIENT_FAILURE
-        if state is grpc.ChannelConnectivity.READY:
-            return True
-        if self._channel is channel:
-            self.leave()  # not closed at once: another call may be about to begin on it, which would wait for ever
+        link = self._opened()
+        with link.used():
+            state = link.channel.get_state(try_to_connect=True)
+            try:
+                async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                    while state is not grpc.ChannelConnectivity.READY and state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        await link.channel.wait_for_state_change(state)
+                        state = link.channel.get_state(try_to_connect=True)
+            except TimeoutError:
+                state = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            if state is grpc.ChannelConnectivity.READY:
+                return True
+            if self._link is link:
+                self.leave()
         return False
+
+    async def unary(self, method: Callable[..., Awaitable[Answer]], request: object, *, timeout_s: float) -> Answer:
+        """Make a call of `log` or `admin`. Raises AioRpcError."""
+        with self._opened().used():
+            return await method(request, timeout=timeout_s, metadata=self.metadata)
 
     def produce(self) -> Any:
         """Open a Produce stream. What is written to it is serialized already."""
-        method: Any = self._opened().stream_stream("/tidelog.v1.Log/Produce", response_deserializer=pb.ProduceResponse.FromString)
-        return method(metadata=self.metadata)
+        link = self._opened()
+        method: Any = link.channel.stream_stream("/tidelog.v1.Log/Produce", response_deserializer=pb.ProduceResponse.FromString)
+        return link.keep_for(method(metadata=self.metadata))
 
     def consume(self) -> Any:
         """Open a Consume stream, which reads what `wire.consume_response` gives."""
-        method: Any = self._opened().stream_stream(
+        link = self._opened()
+        method: Any = link.channel.stream_stream(
             "/tidelog.v1.Log/Consume",
             request_serializer=pb.ConsumeRequest.SerializeToString,
             response_deserializer=wire.consume_response,
         )
-        return method(metadata=self.metadata)
+        return link.keep_for(method(metadata=self.metadata))
 
     def leave(self) -> None:
-        """Have new calls make a new connection, which behind a balancer leads elsewhere; calls on the old one go on for a while."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            closing = asyncio.ensure_future(channel.close(_CALLS_GO_ON_S))
-            self._leaving[closing] = channel
-            closing.add_done_callback(self._leaving.pop)
+        """Have new calls make a new connection, which behind a balancer leads elsewhere; calls on the old one go on."""
+        link, self._link = self._link, None
+        self._left = [left for left in self._left if left.closed is None or not left.closed.done()]
+        if link is not None:
+            self._left.append(link)
+            link.leave()
 
     @property
     def is_leaving(self) -> bool:
         """Whether a connection that was left is still open."""
-        return bool(self._leaving)
+        return any(left.closed is None or not left.closed.done() for left in self._left)
 
     async def close(self) -> None:
         """Close all connections, and all calls on them."""
-        leaving = dict(self._leaving)
-        for closing in leaving:
-            closing.cancel()
-        await asyncio.gather(*leaving, return_exceptions=True)
-        for channel in (*leaving.values(), self._channel):
-            if channel is not None:
-                await channel.close()
+        self.leave()
+        for left in self._left:
+            await left.channel.close()
 
 
 class Brokers:
@@ -310,8 +352,8 @@ class Brokers:
             except TimeoutError:
                 break
             try:
-                answer = await method(broker)(
-                    request, timeout=min(remaining, _ATTEMPT_TIMEOUT_S) if repeatable else remaining, metadata=broker.metadata
+                answer = await broker.unary(
+                    method(broker), request, timeout_s=min(remaining, _ATTEMPT_TIMEOUT_S) if repeatable else remaining
                 )
             except grpc.aio.AioRpcError as failure:
                 error = wire.error_of_call(failure, address=broker.address)
@@ -345,7 +387,7 @@ class Brokers:
         if broker is None:
             answer = await self.call(lambda any_broker: any_broker.log.GetMetadata, request)
         else:
-            answer = await broker.log.GetMetadata(request, timeout=_ATTEMPT_TIMEOUT_S, metadata=broker.metadata)
+            answer = await broker.unary(broker.log.GetMetadata, request, timeout_s=_ATTEMPT_TIMEOUT_S)
         for told in answer.brokers:
             if told.address:
                 known = self._known.get(told.address) or self._add(told.address, given=False)
