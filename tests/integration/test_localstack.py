@@ -10,14 +10,14 @@ from tidelog.clock import SystemClock
 from tidelog.errors import StoreUnavailable, StoreUnusable
 from tidelog.objects.s3 import S3Settings, open_s3, probe
 
-from tests.integration.test_s3 import Rule, in_turn, misbehaving, without_condition
+from tests.integration.test_s3 import BODY, Rule, in_turn, misbehaving, without_condition
 
 pytestmark = pytest.mark.localstack
 
 
 async def flipped(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
     """Pass the request on with one bit of its body changed."""
-    request["body"] = bytes([request["body"][0] ^ 1]) + request["body"][1:]
+    request[BODY] = bytes([request[BODY][0] ^ 1]) + request[BODY][1:]
     return await forward()
 
 

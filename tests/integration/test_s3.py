@@ -21,6 +21,9 @@ from tidelog.clock import SystemClock
 from tidelog.errors import InvalidSettings, ObjectExists, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
 from tidelog.objects.s3 import S3Settings, S3Store, open_s3, probe
 
+BODY = web.RequestKey("BODY", bytes)
+DROP = web.RequestKey("DROP", tuple)
+"""Headers that are not forwarded."""
 Rule = Callable[[web.Request, Callable[[], Awaitable[web.Response]]], Awaitable[web.StreamResponse]]
 
 
@@ -29,14 +32,14 @@ async def misbehaving(settings: S3Settings, rule: Rule, *, tls: ssl.SSLContext |
     """A store whose every request passes `rule`, which may forward it, answer by itself, or break off."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        request["body"] = await request.read()
+        request[BODY] = await request.read()
 
         async def forward() -> web.Response:
-            dropped = request.get("drop", ())
+            dropped = request.get(DROP, ())
             passed = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
             url = f"{settings.endpoint_url}{request.raw_path}"
             async with upstream.request(
-                request.method, url, data=request["body"], headers=passed, skip_auto_headers=["Content-Type"]
+                request.method, url, data=request[BODY], headers=passed, skip_auto_headers=["Content-Type"]
             ) as answer:
                 content = await answer.read()
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("content-length", "transfer-encoding", "connection")}
@@ -111,7 +114,7 @@ async def altered(_request: web.Request, forward: Callable[[], Awaitable[web.Res
 
 
 async def without_condition(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
-    request["drop"] = ("if-none-match",)
+    request[DROP] = ("if-none-match",)
     return await forward()
 
 
