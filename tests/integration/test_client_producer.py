@@ -317,6 +317,23 @@ async def test_what_is_too_large_or_does_not_fit_together_is_refused_at_once(clu
             await producer.send_many("one", [b"a", b"b"], keys=[b"k"])
 
 
+async def test_a_producer_whose_work_has_ended_leaves_nobody_waiting(cluster: Cluster) -> None:
+    """gRPC raises CancelledError for a call that is cancelled under it: to a task that is as if it were cancelled itself."""
+    never = asyncio.Event()
+    fates(cluster, Fate(hold=never))
+    async with tidelog.connect(cluster.brokers[0].address) as log, log.producer(linger_ms=0) as producer:
+        future = producer.send_nowait("one", b"v", partition=0)
+        while not cluster.brokers[0].appends:
+            await asyncio.sleep(0.005)
+        for task in list(producer._tasks):
+            task.cancel()
+        with pytest.raises(OutcomeUnknown, match="has failed and takes nothing more"):
+            await soon(future)
+        with pytest.raises(InvalidRequest, match="not open"):
+            producer.send_nowait("one", b"w")
+        never.set()
+
+
 @pytest.mark.parametrize("partition", [-1, 1, 1 << 40])
 async def test_a_partition_that_cannot_be_is_unknown_also_before_any_are_known(cluster: Cluster, partition: int) -> None:
     async with tidelog.connect(cluster.brokers[0].address) as log, log.producer() as producer:

@@ -177,7 +177,8 @@ class Producer:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:  # a fault of this module: nobody may wait for ever
+        error = asyncio.CancelledError("cancelled by nobody here") if task.cancelled() else task.exception()
+        if error is not None and self._is_open:  # a fault of this module, or of gRPC: nobody may wait for ever
             broken = TidelogError(f"the producer has failed and takes nothing more: {error!r}")
             broken.__cause__ = error
             self._is_open, self.closed = False, True
