@@ -142,7 +142,7 @@ class Settings(BaseModel):
     # ---- server
     max_connections: int = _count(10_000, description="Connections at once.")
     max_streams_per_connection: int = _count(1000, description="Calls at once on one connection.")
-    max_streams: int = _count(10_000, description="Long-lived streams (Produce, Consume, other brokers') at once on all connections.")
+    max_streams: int = _count(10_000, description="Long-lived streams of clients (Produce, Consume) at once on all connections.")
     max_message_bytes: int = _bytes(16 * MIB, ge=64 * 1024, le=256 * MIB, description="One gRPC message.")
     max_queries_per_call: int = _count(10_000, description="Topics or offsets that one call may ask for by name.")
     handshake_timeout_ms: int = _milliseconds(20_000, ge=100, description="A connection that is not set up after this is closed.")

@@ -463,6 +463,12 @@ async def test_streams_beyond_the_limit_are_refused_wherever_they_come_from() ->
             await served.log.Produce().read()
         info = error_info(failed.value)
         assert (info.reason, info.metadata["retriable"]) == ("THROTTLED", "true")
+        health: Any = health_pb2_grpc.HealthStub(served.channel)
+        probes = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for probe in probes:
+            assert (await probe.read()).status == health_pb2.HealthCheckResponse.SERVING, "a probe has a place of its own"
+        with pytest.raises(grpc.aio.AioRpcError, match="THROTTLED|max_streams"):
+            await health.Watch(health_pb2.HealthCheckRequest()).read()
         first.cancel()
         while len(served.server.streams) == 2:
             await asyncio.sleep(0.001)

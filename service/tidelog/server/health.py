@@ -39,7 +39,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:  # noqa: N802
         """Send the state of a service, and again whenever it changes."""
         over = asyncio.Event()
-        with self._streams.opened(over.set):
+        with self._streams.opened(over.set, by="probe"):
             told: health_pb2.HealthCheckResponse | None = None
             while not over.is_set():
                 state = self._state(request.service)

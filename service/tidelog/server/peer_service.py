@@ -34,7 +34,7 @@ class PeersServicer(peers_pb2_grpc.PeersServicer):
         link = _LinkEnd(self._most_queued)
         session = self._broker.references_from(writer_epoch, link)
         try:
-            with self._streams.opened(link.duplex.end):
+            with self._streams.opened(link.duplex.end, by="broker"):
                 await link.duplex.run(context, lambda message: session.offer([peer_wire.reference(each) for each in message.references]))
         finally:
             session.close()
@@ -50,7 +50,7 @@ class PeersServicer(peers_pb2_grpc.PeersServicer):
                 (session.follow if each.follow else session.unfollow)(list(each.partition_ids))
 
         try:
-            with self._streams.opened(feed.duplex.end):
+            with self._streams.opened(feed.duplex.end, by="broker"):
                 await feed.duplex.run(context, change)
         finally:
             session.close()
