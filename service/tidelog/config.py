@@ -129,6 +129,7 @@ class Settings(BaseModel):
         64 * MIB, ge=1024, description="Read for Consume streams and not sent yet; beyond it each stream has one response at a time."
     )
     max_read_bytes: int = _bytes(3 * MIB, ge=1024, le=64 * MIB, description="Plain records in the answer to one Read.")
+    max_reads: int = _count(64, le=10_000, description="Reads (the unary call) that are read and decoded at once; others wait their turn.")
     max_read_wait_ms: int = _milliseconds(60_000, description="How long a Read waits for a first record at most.")
     max_decompressed_bytes: int = _bytes(64 * MIB, ge=65536, description="Records of one batch that are decompressed for a Read.")
 

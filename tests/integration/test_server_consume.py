@@ -372,6 +372,26 @@ async def test_read_waits_for_a_first_record_as_long_as_asked(served: Served) ->
     assert [record.value for record in (await reading).records] == [b"v"]
 
 
+async def test_a_read_that_waits_does_not_hold_up_a_leaving_server() -> None:
+    async with serving(drain_timeout_ms=30_000) as served:
+        reading = asyncio.ensure_future(served.log.Read(read(0, max_wait_ms=60_000)))
+        while not served.broker.logs["t"][0].reads:
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(5):
+            await served.server.stop()
+        assert list((await reading).records) == []
+
+
+async def test_reads_beyond_the_limit_wait_their_turn_and_not_for_those_that_wait_for_records() -> None:
+    async with serving(max_reads=1) as served:
+        log = served.broker.logs["t"][0]
+        waiting = [asyncio.ensure_future(served.log.Read(read(0, max_wait_ms=60_000))) for _ in range(5)]
+        while log.reads < 5:
+            await asyncio.sleep(0.001)
+        log.append(batch(b"v"))
+        assert [[record.value for record in (await each).records] for each in waiting] == [[b"v"]] * 5
+
+
 async def test_a_batch_that_grows_beyond_the_limit_is_refused_before_it_is_allocated() -> None:
     from tidelog.records.codec import Record, encode
 

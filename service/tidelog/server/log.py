@@ -30,7 +30,7 @@ from tidelog.server import wire
 from tidelog.server.callers import Caller, caller, standing
 from tidelog.server.consume import ConsumeContext, ConsumeStream
 from tidelog.server.credit import Unsent
-from tidelog.server.ports import LogBroker
+from tidelog.server.ports import Cursor, LogBroker
 from tidelog.server.produce import ProduceContext, ProduceStream, found_out
 from tidelog.server.streams import OpenStreams
 
@@ -49,6 +49,7 @@ class LogServicer(log_pb2_grpc.LogServicer):
         self._streams = streams
         self._clock = clock
         self._executor = executor
+        self._reads = asyncio.Semaphore(settings.max_reads)
         self._consuming: set[ConsumeStream] = set()
         self._unsent = Unsent(most=settings.max_unsent_bytes)
         metrics.subscriptions.set_function(lambda: sum(stream.subscriptions for stream in self._consuming))
@@ -102,18 +103,15 @@ class LogServicer(log_pb2_grpc.LogServicer):
         start = wire.position(request.start)
         most_bytes = min(request.max_bytes or self._settings.response_bytes, self._settings.max_read_bytes)
         deadline = asyncio.get_running_loop().time() + min(request.max_wait_ms, self._settings.max_read_wait_ms) / 1000
-        async with self._broker.follow(topic, partition) as cursor:
-            offset = await cursor.resolve(start)
-            while True:
-                run = await cursor.read(offset, max_bytes=most_bytes)
-                records, offset = await self._decode(run, offset, most_records=request.max_records, most_bytes=most_bytes)
-                if records or (offset >= run.high_watermark and asyncio.get_running_loop().time() >= deadline):
-                    break
-                if offset >= run.high_watermark:
-                    try:
-                        async with asyncio.timeout_at(deadline):
-                            await cursor.wait(offset)
-                    except TimeoutError:
+        leaving = asyncio.Event()
+        with self._streams.opened(leaving.set):
+            async with self._broker.follow(topic, partition) as cursor:
+                offset = await cursor.resolve(start)
+                while True:
+                    async with self._reads:
+                        run = await cursor.read(offset, max_bytes=most_bytes)
+                        records, offset = await self._decode(run, offset, most_records=request.max_records, most_bytes=most_bytes)
+                    if records or (offset >= run.high_watermark and not await _more_comes(cursor, offset, deadline, leaving)):
                         break
         return log_pb2.ReadResponse(
             records=map(wire.record_message, records),
@@ -221,6 +219,24 @@ class LogServicer(log_pb2_grpc.LogServicer):
             return [], max(offset, run.next_offset)
         limits = DecompressionLimits(max_bytes=self._settings.max_decompressed_bytes)
         return await self._executor.run(_decoded, run, offset, most_records=most_records, most_bytes=most_bytes, limits=limits)
+
+
+async def _more_comes(cursor: Cursor, offset: int, deadline: float, leaving: asyncio.Event) -> bool:
+    """Wait until there may be records from `offset` on, and return True; False at the deadline, or when the broker leaves."""
+    left_s = deadline - asyncio.get_running_loop().time()
+    if left_s <= 0 or leaving.is_set():
+        return False
+    grown, told = asyncio.ensure_future(cursor.wait(offset)), asyncio.ensure_future(leaving.wait())
+    try:
+        await asyncio.wait([grown, told], timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()
+        if not grown.done():
+            grown.cancel()
+    if grown.cancelled() or not grown.done():
+        return False
+    grown.result()
+    return True
 
 
 def _decoded(run: Run, offset: int, *, most_records: int, most_bytes: int, limits: DecompressionLimits) -> tuple[list[Record], int]:
