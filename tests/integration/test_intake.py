@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import tracemalloc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,23 @@ async def test_a_caller_who_leaves_takes_nothing_back(cluster: Cluster) -> None:
         future.cancel()
     bucket.held[1].set()
     assert (await append(broker, "clicks", b"c")).base_offset == 2
+
+
+@on_virtual_time
+async def test_bytes_are_freed_once_their_append_is_answered_and_need_no_collector(cluster: Cluster) -> None:
+    """I10: what is held and counted by nobody would otherwise be as much as comes in between two collections."""
+    broker, _ = await begin(cluster, cache_bytes=0)
+    gc.collect()
+    gc.disable()
+    try:
+        batches = memoryview(batch(b"a"))
+        held = weakref.ref(batches)
+        future = broker.append(AppendRequest("clicks", 0, batches))
+        del batches
+        await future
+        await until(lambda: held() is None)
+    finally:
+        gc.enable()
 
 
 @on_virtual_time

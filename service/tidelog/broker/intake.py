@@ -7,6 +7,7 @@ the bucket and `outbox` its references to the leaders.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from tidelog.broker.catalog import PartitionRef
 from tidelog.broker.outbox import Outbox, Outstanding
@@ -414,13 +415,7 @@ class Intake:
         chunk.appends = appends
         if not appends:
             return None
-        reference = Outstanding(
-            chunk.ref.partition_id,
-            segment.sequence,
-            tuple(references),
-            lambda outcomes: self._answered(segment, chunk, reference, outcomes),
-        )
-        return reference
+        return Outstanding(chunk.ref.partition_id, segment.sequence, tuple(references), partial(self._answered, segment, chunk))
 
     def _answered(self, segment: _Segment, chunk: _Chunk, reference: Outstanding, outcomes: Sequence[AppendOutcome]) -> None:
         for append, outcome in zip(chunk.appends, outcomes, strict=True):

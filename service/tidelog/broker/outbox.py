@@ -29,8 +29,11 @@ class Outstanding:
     partition_id: int
     sequence: int
     appends: tuple[AppendReference, ...]
-    answered: Callable[[Sequence[AppendOutcome]], None]
-    """Called once, with an outcome for each append; never after `withdraw`."""
+    answered: Callable[["Outstanding", Sequence[AppendOutcome]], None]
+    """Called once, with this reference and an outcome for each append; never after `withdraw`.
+
+    It must not hold the reference itself: the bytes of its appends would stay until the collector came by.
+    """
     number: int = -1
     sent: bool = False
     sent_at: float = 0.0
@@ -166,7 +169,7 @@ class Outbox:
                 not_now.append(answer.partition_id)
             else:
                 self._remove(reference)
-                reference.answered(answer.outcomes)
+                reference.answered(reference, answer.outcomes)
         for partition_id in not_now:
             self._retry_later(partition_id)
         if not_now:
