@@ -5,6 +5,7 @@ tested path. Exit codes: 0 drained, 1 failed, 2 settings that cannot be used.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ Greet = Callable[[str, str], None]
 _SWITCH_EVERY_S = 0.0005
 """The threads of files and SQL need the interpreter often and for moments: at Python's 5 ms they would wait for the event loop longer than
 for their disk."""
+_COLLECT_AFTER = (10_000, 10, 100)
+"""Cycles are few here, and objects of appends on their way may be very many: full collections walked all of these for hundreds of
+milliseconds, to free nothing."""
 _LAG_EVERY_S = 0.1
 _RETRY_BASE_S = 0.2
 _RETRY_MOST_S = 5.0
@@ -44,7 +48,7 @@ _log = get_logger(__name__)
 def run(settings: Settings, *, greet: Greet | None = None) -> int:
     """Run a broker until it is told to end; return the process's exit code."""
     configure(log_format=settings.log_format, log_level=settings.log_level)
-    sys.setswitchinterval(_SWITCH_EVERY_S)
+    _set_up_interpreter()
     raise_limit()
     disable_created_metrics()  # type: ignore[no-untyped-call]  # else a second series beside each counter, which nobody asks for
     try:
@@ -54,6 +58,14 @@ def run(settings: Settings, *, greet: Greet | None = None) -> int:
     except TidelogError as error:
         return _failed([error], error)
     return 0
+
+
+def _set_up_interpreter() -> None:
+    """Set what only a process that is a broker and nothing else may set."""
+    sys.setswitchinterval(_SWITCH_EVERY_S)
+    gc.collect()
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 async def serve(settings: Settings, *, greet: Greet | None = None, stopping: asyncio.Event | None = None) -> None:
