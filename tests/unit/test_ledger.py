@@ -173,3 +173,20 @@ async def test_a_partition_that_was_dropped_with_its_topic_is_no_store_that_went
         await at.work(lambda: len(answers.got) == 2)
         assert answers.got[1].outcomes is None
         assert not at.ledger.leads(1)
+
+
+async def test_very_many_outcomes_are_told_a_thousand_at_a_time_with_turns_for_others_between() -> None:
+    async with scene() as at:
+        session, answers = at.session()
+        session.offer([reference(number + 1, number=number, appends=400) for number in range(6)])
+        told_before: list[int] = []
+
+        def look() -> None:
+            told_before.append(len(answers.got))
+            if told_before[-1] < 6:
+                asyncio.get_running_loop().call_soon(look)
+
+        look()
+        await at.work(lambda: len(answers.got) == 6)
+        assert [answer.number for answer in answers.got] == list(range(6))
+        assert {0, 3, 6} == set(told_before)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from tidelog.broker.decisions import Join, PartitionState
 from tidelog.broker.references import (
@@ -36,6 +37,8 @@ from tidelog.randomness import Random
 _NOT_NOW = (MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable)
 _EXPIRE_EVERY = 0.1
 """Of the time after which a producer is forgotten: how often one looks for some."""
+_OUTCOMES_AT_ONCE = 1000
+"""Each keeps the event loop busy for some 30 µs, and there may be very many; others shall have their turn in between."""
 _BACKOFF_BASE_S = 0.02
 _BACKOFF_MOST_S = 1.0
 
@@ -146,13 +149,17 @@ class LedgerSession:
             receiver.broken()
 
     def answer(self, answer: Answer) -> None:
-        """Send an answer, together with the others of this turn of the event loop."""
+        """Send an answer, together with others of this turn of the event loop."""
         if not self._answers:
             asyncio.get_running_loop().call_soon(self._flush)
         self._answers.append(answer)
 
     def _flush(self) -> None:
-        answers, self._answers = self._answers, []
+        outcomes = accumulate(len(answer.outcomes or ()) for answer in self._answers)
+        count = next((number for number, total in enumerate(outcomes, start=1) if total >= _OUTCOMES_AT_ONCE), len(self._answers))
+        answers, self._answers = self._answers[:count], self._answers[count:]
+        if self._answers:
+            asyncio.get_running_loop().call_soon(self._flush)
         if self._receiver is not None and answers:
             self._receiver.answered(answers)
 
