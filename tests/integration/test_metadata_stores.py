@@ -20,7 +20,7 @@ from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, Metadata
 from tidelog.executors import ThreadExecutor
 from tidelog.metadata.commits import Committed, PartitionCommit, commit
 from tidelog.metadata.leadership import ProducerWindow
-from tidelog.metadata.membership import Lease, cluster_state, end_expired_epochs, membership, renew_lease
+from tidelog.metadata.membership import Lease, cluster_state, end_expired_epochs, initialise, membership, renew_lease
 from tidelog.metadata.postgres import PostgresSettings, PostgresStore, open_postgres
 from tidelog.metadata.schema import tables_metadata
 from tidelog.metadata.sqlite import SqliteStore, open_sqlite
@@ -225,6 +225,13 @@ async def test_a_missing_schema_is_refused_where_migrations_are_not_allowed(post
         await postgres(postgres_url, allow_migration=False)
     await (await postgres(postgres_url)).close()
     await (await postgres(postgres_url, allow_migration=False)).close()
+
+
+async def test_brokers_that_start_together_on_an_empty_database_make_one_schema(postgres_url: str) -> None:
+    stores = await asyncio.gather(*(postgres(postgres_url) for _ in range(6)))
+    named = await asyncio.gather(*(store.run(initialise, cluster_id=f"{n:032x}", format_version=1) for n, store in enumerate(stores)))
+    assert len({state.cluster_id for state in named}) == 1
+    await asyncio.gather(*(store.close() for store in stores))
 
 
 async def test_a_schema_of_a_newer_release_is_refused_on_postgres(postgres_server: PostgresServer, postgres_url: str) -> None:
