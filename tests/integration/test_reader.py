@@ -49,8 +49,8 @@ from tidelog.segments.format import ChunkSource, Origin, encode_intake, encode_m
 from tidelog.segments.keys import IntakeKey, MergedKey
 
 from tests import virtual_time
+from tests.cluster import QUICK, open_cluster, until
 from tests.cluster import append as append_to
-from tests.cluster import open_cluster
 from tests.contract.metadata_steps import CLUSTER_ID, TOPIC_ID, append, join, lead, topic
 from tests.listed_broker import ListedBroker
 from tests.served import serving
@@ -695,6 +695,38 @@ async def test_while_sql_is_away_what_is_known_is_read_and_the_rest_is_refused()
             await cursor.read(10_000, max_bytes=1)
         log.metadata.away = False
         assert b"".join(pieces) + await read_all(cursor, offset) == log.bytes_from(0)
+
+
+async def test_a_consumer_reads_on_while_the_database_is_away_and_the_rest_when_it_is_back() -> None:
+    little = {"cache_bytes": 64 * KIB, "block_cache_bytes": 64 * KIB, "read_block_bytes": 4 * KIB, "response_bytes": 1 * KIB}
+    settings = QUICK.model_copy(update=little | {"read_ahead_extents": 16})
+    async with open_cluster() as cluster:
+        database = FlakyMetadata(cluster.store)
+        broker = await cluster.start("one", settings, wrap=lambda _: database)
+        await broker.create_topic("t", partitions=1, config=TopicConfig())
+        values = [b"%d" % number + bytes(2000) for number in range(200)]
+        for first in range(0, 200, 2):
+            await append_to(broker, "t", *values[first : first + 2])  # an extent of 4 KB each
+        served_by: Any = broker
+        async with serving(served_by) as served, tidelog.connect(served.server.address) as client:
+            found: list[bytes | None] = []
+
+            async def consume() -> None:
+                async for record in client.consume("t", credit_bytes=4 * KIB):
+                    found.append(record.value)
+                    await asyncio.sleep(0.001)
+
+            consuming = asyncio.create_task(consume())
+            await until(lambda: len(found) > 2, task=consuming)
+            database.away = True
+            before = len(found)
+            await asyncio.sleep(2 * settings.lease_ms / 1000)  # as long as it takes: the broker has lost its lease meanwhile
+            assert before + 8 < len(found) < 200, "what is known of extents is read from the bucket, and the rest is not"
+            database.away = False
+            await until(lambda: len(found) >= 200, task=consuming)
+            assert found == values
+            consuming.cancel()
+            await asyncio.wait([consuming])
 
 
 async def test_while_sql_is_away_reading_can_begin_with_what_is_in_memory() -> None:
