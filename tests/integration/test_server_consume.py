@@ -329,6 +329,21 @@ async def test_a_leaving_server_ends_consumers_with_draining(served: Served) -> 
     await stopping
 
 
+async def test_a_client_that_does_not_read_does_not_hold_up_a_leaving_server() -> None:
+    async with serving(drain_timeout_ms=60_000, options=[("grpc.http2.lookahead_bytes", 65536)]) as served:
+        log = served.broker.logs["t"][0]
+        for _ in range(200):
+            log.append(batch(bytes(60_000)))
+        call = served.log.Consume()
+        await call.write(grant(add(1), credit=60_000_000))
+        seen = -1
+        while seen != log.reads:  # until flow control has stopped it
+            seen = log.reads
+            await asyncio.sleep(0.2)
+        async with asyncio.timeout(20):
+            await served.server.stop()
+
+
 async def test_a_consumer_that_leaves_leaves_no_task_behind(served: Served) -> None:
     before = len(asyncio.all_tasks())
     call = served.log.Consume()

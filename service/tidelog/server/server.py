@@ -28,6 +28,9 @@ from tidelog.telemetry import get_logger
 
 SERVICES = ("tidelog.v1.Log", "tidelog.v1.Admin")
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - where nobody can be sent to
+_LAST_WORDS_S = 3.0
+"""How long clients may take to hear how their calls end. What was accepted has been answered before, by the drain; so only those are
+waited for who do not read what they asked for."""
 _log = get_logger(__name__)
 
 
@@ -72,7 +75,7 @@ class Server:
         """End streams, answer what was taken, refuse the rest, stop listening."""
         if self._grpc is not None:
             self.streams.end_all()
-            await self._grpc.stop(self._settings.drain_timeout_ms / 1000)
+            await self._grpc.stop(min(_LAST_WORDS_S, self._settings.drain_timeout_ms / 1000))
         await self._health.stop()
         _log.info("server_stopped", address=self.address)
 
