@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -77,6 +78,17 @@ async def test_records_that_are_sent_together_travel_together_in_order(cluster: 
     assert offsets == list(range(1000))
     assert cluster.values("one") == [b"%d" % number for number in range(1000)]
     assert len(cluster.batches["one", 0]) < 10
+
+
+async def test_records_without_a_key_stay_with_a_partition_for_a_batch_and_then_go_to_another(cluster: Cluster) -> None:
+    async with tidelog.connect(cluster.brokers[0].address) as log, log.producer(linger_ms=50, batch_bytes=4096) as producer:
+        await soon(producer.send("four", b"v"))  # its partitions are known from now on
+        small = await soon(asyncio.gather(*(producer.send("four", b"v") for _ in range(50))))
+        assert len({ack.partition for ack in small}) == 1
+        large = await soon(asyncio.gather(*(producer.send("four", bytes(1000)) for _ in range(200))))
+    counts = Counter(ack.partition for ack in large)
+    assert set(counts) == {0, 1, 2, 3}
+    assert max(counts.values()) < 120, "none gets most of them"
 
 
 async def test_a_key_goes_to_the_partition_that_kafka_gives_it(cluster: Cluster) -> None:

@@ -444,6 +444,21 @@ async def test_connections_beyond_the_limit_are_not_served() -> None:
                 await channel.close()
 
 
+async def test_calls_beyond_the_limit_of_one_connection_wait_for_those_before_them() -> None:
+    async with serving(max_streams_per_connection=2) as served:
+        append = log_pb2.ProduceRequest(appends=[log_pb2.ProduceAppend(topic="t", batches=batch(b"v"))])
+        open_streams = [served.log.Produce() for _ in range(2)]
+        for stream in open_streams:
+            await stream.write(append)
+            await stream.read()
+        third = asyncio.ensure_future(served.log.InitProducer(log_pb2.InitProducerRequest()))
+        _, waiting = await asyncio.wait([third], timeout=0.3)
+        assert waiting
+        open_streams[0].cancel()
+        assert (await third).producer_id == 42
+        open_streams[1].cancel()
+
+
 async def test_a_connection_that_says_nothing_is_closed() -> None:
     async with serving(handshake_timeout_ms=300) as served:
         host, _, port = served.server.address.rpartition(":")
