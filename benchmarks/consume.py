@@ -20,7 +20,7 @@ import psutil
 import tidelog
 
 from benchmarks.measure import Measure
-from benchmarks.service import broker
+from benchmarks.running import broker
 from benchmarks.transport import pull_bare, serving
 
 RECORD_BYTES = 100
@@ -44,10 +44,10 @@ def run(repeats: int) -> list[Measure]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TIDELOG_BENCH_DIR")) as name, serving() as (_, bare):
         folder = Path(name)
         bucket = f"file://{folder / 'objects'}"
-        with broker(folder, bucket=bucket) as (server, _, process):
-            found = asyncio.run(_tail(server, process, bare, repeats))
-        with broker(folder, bucket=bucket) as (server, _, process):
-            return found + asyncio.run(_cold(server, process, bare, repeats))
+        with broker(folder / "broker", bucket=bucket) as running:
+            found = asyncio.run(_tail(running.address, running.process, bare, repeats))
+        with broker(folder / "broker", bucket=bucket) as running:
+            return found + asyncio.run(_cold(running.address, running.process, bare, repeats))
 
 
 async def _tail(server: str, process: psutil.Process, bare: str, repeats: int) -> list[Measure]:

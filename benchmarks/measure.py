@@ -54,3 +54,9 @@ async def cpu_of_each(works: Mapping[str, Callable[[], Awaitable[object]]], repe
             await work()
             rows[name].append((time.process_time() - began) * 1000)
     return {name: statistics.median(row) for name, row in rows.items()}
+
+
+async def alternate(repeats: int, works: Mapping[str, Callable[[], Awaitable[float]]]) -> dict[str, float]:
+    """Median of what each of these returns. They take turns, so that a busy machine slows all alike."""
+    turns = [{name: await work() for name, work in works.items()} for _ in range(repeats)]
+    return {name: statistics.median(turn[name] for turn in turns) for name in works}

@@ -1,164 +1,262 @@
-"""A whole broker in a process of its own, on a directory and SQLite or on a store as slow as S3, and one client process."""
+"""A whole broker in a process of its own and one client process: how fast, how soon, how large.
+
+On a directory and SQLite, beside what the disk and bare gRPC can do; on a store in memory (0 ms), and on one as slow as S3. Files
+are kept below `TIDELOG_BENCH_DIR`; overload lasts `TIDELOG_BENCH_OVERLOAD_SECONDS` (30). Consuming is measured in `consume`.
+"""
 
 import asyncio
 import os
 import random
-import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 
 import psutil
 import tidelog
 from tidelog.errors import Throttled
 
-from benchmarks.measure import Measure
+from benchmarks import overload
+from benchmarks.measure import Measure, alternate
+from benchmarks.running import Running, broker, environment, growth
+from benchmarks.scanning import READERS, scans
+from benchmarks.transport import echo_bare, push_bare, serving
 
 COUNT = 1_000_000
-SINGLE = 200_000
+SINGLE = 400_000
 RECORD_BYTES = 100
 SENDERS = 64
-PARTITIONS = 4
-
-
-@contextmanager
-def broker(folder: Path, *, bucket: str, **settings: object) -> Iterator[tuple[str, str, psutil.Process]]:
-    """Run a broker; give its address, that of its metrics, and its process."""
-    flags = {
-        "broker-id": "bench",
-        "bucket": bucket,
-        "metadata": f"sqlite://{folder / 'metadata.db'}",
-        "listen": "127.0.0.1:0",
-        "metrics-listen": "127.0.0.1:0",
-        "auto-create-topics": True,
-        "default-partitions": PARTITIONS,
-        "log-format": "json",
-        **settings,
-    }
-    command = [sys.executable, "-m", "tidelog", "broker", *(f"--{name}={value}" for name, value in flags.items())]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            ready = next(line for line in process.stderr if "broker_ready" in line)
-            found = dict(re.findall(r'"(address|metrics_address)": "([^"]+)"', ready))
-            yield found["address"], found["metrics_address"], psutil.Process(process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate()
+SCANNED = 2_000_000
+"""Records that are there to be scanned: several times what the caches hold."""
+WIDE = 10_000
+FEW_PARTITIONS = {"default-partitions": 4}
+_UPLOADS = 8
+_SECONDS = 4.0
 
 
 def run(repeats: int) -> list[Measure]:
     repeats = min(repeats, 5)
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TIDELOG_BENCH_DIR")) as name:
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TIDELOG_BENCH_DIR")) as name, serving() as (_, bare):
         folder = Path(name)
-        floor = _fsync_floor(folder)
-        (folder / "fast").mkdir()
-        with broker(folder / "fast", bucket=f"file://{folder / 'fast' / 'objects'}") as (address, _, process):
-            found = asyncio.run(_throughput(address, repeats, floor))
-            found.append(Measure("RSS after it", process.memory_info().rss / 2**20, "MiB"))
-        (folder / "idle").mkdir()
-        with broker(folder / "idle", bucket=f"file://{folder / 'idle' / 'objects'}") as (_, _, process):
-            found += _idle(process)
-        (folder / "slow").mkdir()
-        with broker(folder / "slow", bucket="memory://?latency=s3") as (address, metrics, _):
-            found += asyncio.run(_latency(address, metrics, repeats))
+        found = _imports(folder)
+        with broker(folder / "idle", bucket=f"file://{folder}/idle/objects") as running:
+            found += _idle(running)
+        with broker(folder / "files", bucket=f"file://{folder}/files/objects", **FEW_PARTITIONS) as running:
+            found += asyncio.run(_throughput(running, bare, folder, repeats))
+        with broker(folder / "memory", bucket="memory://", **FEW_PARTITIONS) as running:
+            found += asyncio.run(_senders_of_one(running, bare))
+            found += asyncio.run(_beside_scans(running, "0 ms store", seconds=_SECONDS))
+        with broker(folder / "slow", bucket="memory://?latency=s3", **FEW_PARTITIONS) as running:
+            found += asyncio.run(_latency(running, repeats))
+            found += asyncio.run(_beside_scans(running, "S3-like", seconds=3 * _SECONDS, aim="≤ 1.3"))  # few PUTs decide about its p99
+        found += overload.run(folder / "overload", seconds=float(os.environ.get("TIDELOG_BENCH_OVERLOAD_SECONDS", "30")))
+        return found + _wide(folder / "wide")
+
+
+# ---- a process by itself
+
+
+def _imports(folder: Path) -> list[Measure]:
+    """How long a program waits for its import, and for its first use, which loads the client."""
+    code = "import time; began = time.perf_counter(); import tidelog; {}; print(time.perf_counter() - began)"
+    found = []
+    for name, use, aim in (("import tidelog", "pass", "≤ 0.25"), ("import tidelog, and load its client", "tidelog.connect", "")):
+        command = [sys.executable, "-c", code.format(use)]
+        times = [float(subprocess.check_output(command, env=environment(folder))) for _ in range(6)]
+        found.append(Measure(name, statistics.median(times[1:]), "s", aim=aim))
     return found
 
 
-def _fsync_floor(folder: Path) -> float:
-    """Bytes a second that files of 8 MiB, each synced, take on this disk."""
-    data = random.Random(1).randbytes(8 * 2**20)
-    rates = []
-    for number in range(8):
-        began = time.perf_counter()
-        with (folder / f"floor-{number}").open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        rates.append(len(data) / (time.perf_counter() - began))
-    return statistics.median(rates)
-
-
-def _idle(process: psutil.Process) -> list[Measure]:
-    process.cpu_percent()
+def _idle(running: Running) -> list[Measure]:
+    running.process.cpu_percent()
     time.sleep(5)
     return [
-        Measure("idle RSS", process.memory_info().rss / 2**20, "MiB", aim="≤ 150"),
-        Measure("idle CPU", process.cpu_percent(), "% of a core", aim="≤ 2"),
+        Measure("idle RSS", running.rss_mib, "MiB", aim="≤ 150"),
+        Measure("idle CPU", running.process.cpu_percent(), "% of a core", aim="≤ 2"),
     ]
 
 
-async def _throughput(address: str, repeats: int, fsync_bytes: float) -> list[Measure]:
+def _wide(folder: Path) -> list[Measure]:
+    """A broker with very many partitions: how soon it takes appends all over them, and how large it is."""
+    bucket = f"file://{folder}/objects"
+    with broker(folder, bucket=bucket) as running:
+        asyncio.run(_make_wide(running))
+    with broker(folder, bucket=bucket) as running:
+        began = time.perf_counter()
+        asyncio.run(_append_all_over(running, SENDERS))
+        start = running.start_seconds + time.perf_counter() - began
+        few = running.rss_mib
+        asyncio.run(_append_all_over(running, WIDE))
+        return [
+            Measure(f"start with {WIDE:,} partitions, until appends are answered", start, "s", aim="≤ 10"),
+            Measure(f"RSS with {WIDE:,} partitions", few, "MiB", aim="≤ 250"),
+            Measure(f"RSS with {WIDE:,} partitions, after an append to each", running.rss_mib, "MiB", aim="≤ 250"),
+        ]
+
+
+async def _make_wide(running: Running) -> None:
+    async with tidelog.connect(running.address) as log:
+        await log.admin.create_topic("wide", partitions=WIDE)
+
+
+async def _append_all_over(running: Running, partitions: int) -> None:
+    """Append one record to each of so many partitions that lie evenly apart."""
+    async with tidelog.connect(running.address) as log, log.producer() as producer:
+        await asyncio.gather(*(producer.send("wide", b"x", partition=each) for each in range(0, WIDE, WIDE // partitions)))
+
+
+# ---- throughput
+
+
+async def _throughput(running: Running, bare: str, folder: Path, repeats: int) -> list[Measure]:
     chance = random.Random(1)
     values: list[bytes | None] = [chance.randbytes(RECORD_BYTES) for _ in range(COUNT)]
-    found = []
-    async with tidelog.connect(address) as log:
+    processes = {"client": psutil.Process(), "broker": running.process}
+    spent: dict[str, list[float]] = {name: [] for name in processes}
+    async with tidelog.connect(running.address) as log, log.producer() as producer:
+
+        async def send_many() -> float:
+            before = {name: _cpu_seconds(process) for name, process in processes.items()}
+            began = time.perf_counter()
+            await producer.send_many("many", values)
+            rate = COUNT / (time.perf_counter() - began)
+            for name, process in processes.items():
+                spent[name].append((_cpu_seconds(process) - before[name]) / COUNT * 1e6)
+            return rate
+
+        async def send_nowait() -> float:
+            began = time.perf_counter()
+            for value in islice(cycle(values[:10_000]), SINGLE):  # of few: the collector would walk a long list again and again
+                try:
+                    producer.send_nowait("single", value)
+                except Throttled:
+                    await producer.ready()
+                    producer.send_nowait("single", value)
+            await producer.flush()
+            return SINGLE / (time.perf_counter() - began)
+
+        before = running.metrics()
+        await send_many()
+        after = running.metrics()
+        await send_nowait()
+        size = growth(before, after, 'tidelog_append_bytes_total{result="accepted"}')
+        append = int(size / growth(before, after, 'tidelog_appends_total{result="accepted"}'))
+        segment = int(size / growth(before, after, "tidelog_segment_bytes_count"))
+
+        async def stream() -> float:
+            count = int(size) // append
+            return count * append / await push_bare(bare, size=append, count=count) / (size / COUNT)
+
+        async def files() -> float:
+            return await asyncio.to_thread(_synced_files, folder, size=segment, total=int(size)) / (size / COUNT)
+
+        rates = await alternate(repeats, {"stream": stream, "files": files, "many": send_many, "nowait": send_nowait})
+    floor, floor_name = min((rates["stream"], "bare gRPC"), (rates["files"], "synced files"))
+    return [
+        Measure(f"floor: bare grpc.aio, messages of {append // 1024} KiB", rates["stream"], "records/s"),
+        Measure(f"floor: synced files of {segment // 1024} KiB, {_UPLOADS} at once", rates["files"], "records/s"),
+        Measure("send_many", rates["many"], "records/s", floor, floor_name, "≥ 2,000,000; ratio ≥ 0.4"),
+        *(Measure(f"send_many: CPU of the {name}", statistics.median(spent[name]), "s per million") for name in processes),
+        Measure("send_nowait, record by record", rates["nowait"], "records/s", floor, floor_name, "≥ 200,000"),
+        Measure("RSS after it", running.rss_mib, "MiB"),
+    ]
+
+
+def _synced_files(folder: Path, *, size: int, total: int) -> float:
+    """Bytes a second that new files of this size take, each synced, as many at once as a broker uploads."""
+    data = random.Random(1).randbytes(size)
+    with ThreadPoolExecutor(_UPLOADS) as threads, tempfile.TemporaryDirectory(dir=folder) as inside:
+        paths = [Path(inside, str(number)) for number in range(max(1, total // size))]
+        began = time.perf_counter()
+        list(threads.map(lambda path: _write(path, data), paths))
+        return len(paths) * size / (time.perf_counter() - began)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb", buffering=0) as file:
+        file.write(data)
+        os.fsync(file.fileno())
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+# ---- latency
+
+
+async def _senders_of_one(running: Running, bare: str) -> list[Measure]:
+    async with tidelog.connect(running.address) as log:
+        await _senders(log, seconds=1)
+        latencies = await _senders(log, seconds=_SECONDS)
+    echoes = await echo_bare(bare, size=RECORD_BYTES, waiting=SENDERS, seconds=_SECONDS)
+    name = f"{SENDERS} senders of one record, 0 ms store"
+    return [
+        Measure(name, len(latencies) / _SECONDS, "appends/s", len(echoes) / _SECONDS, "bare gRPC", "≥ 10,000"),
+        *(Measure(f"{name}: p{q}", _quantile(latencies, q), "ms", _quantile(echoes, q), "bare gRPC") for q in (50, 99)),
+    ]
+
+
+async def _latency(running: Running, repeats: int) -> list[Measure]:
+    async with tidelog.connect(running.address) as log:
+        waits, floor = await _one_by_one(running, log, count=20 * repeats)
+        loaded = await _senders(log, seconds=3 * _SECONDS)
+    beyond = [wait - least for wait, least in zip(waits, floor, strict=True)]
+    return [
+        Measure("idle append, S3-like: p50", statistics.median(waits), "ms", statistics.median(floor), "its PUT + its commit"),
+        Measure("idle append beyond its PUT and its commit: p50", statistics.median(beyond), "ms", aim="≤ 5"),
+        Measure(f"{SENDERS} senders of one record, S3-like", len(loaded) / (3 * _SECONDS), "appends/s"),
+        Measure("loaded append, S3-like: p50", _quantile(loaded, 50), "ms"),
+        Measure("loaded append, S3-like: p99", _quantile(loaded, 99), "ms", aim="≤ 500"),
+    ]
+
+
+async def _one_by_one(running: Running, log: tidelog.Log, *, count: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of each append that is alone, and those of the PUT and the commit that it waited for."""
+    waits, floor = [], []
+    async with log.producer(linger_ms=0) as producer:
+        await producer.send("idle", b"first")
+        before = running.metrics()
+        for _ in range(count):
+            began = time.perf_counter()
+            await producer.send("idle", b"x" * RECORD_BYTES)
+            waits.append((time.perf_counter() - began) * 1000)
+            after = running.metrics()
+            floor.append(sum(growth(before, after, f"tidelog_{stage}_seconds_sum") for stage in ("upload", "commit")) * 1000)
+            before = after
+    return waits, floor
+
+
+async def _beside_scans(running: Running, store: str, *, seconds: float, aim: str = "") -> list[Measure]:
+    """What cold scans do to the latency of appends."""
+    alone: list[float] = []
+    beside: list[float] = []
+    rates: list[float] = []
+    async with tidelog.connect(running.address) as log:
+        await log.admin.create_topic("scanned", partitions=READERS)
         async with log.producer() as producer:
-
-            async def send_many() -> int:
-                return len(await producer.send_many("many", values))
-
-            async def send_nowait() -> int:
-                for value in values[:SINGLE]:
-                    try:
-                        producer.send_nowait("single", value)
-                    except Throttled:
-                        await producer.ready()
-                        producer.send_nowait("single", value)
-                await producer.flush()
-                return SINGLE
-
-            rate = await _rate(send_many, repeats)
-            found.append(Measure("send_many", rate, "records/s", fsync_bytes / RECORD_BYTES, "synced files", "≥ 2,000,000"))
-            found.append(Measure("send_nowait", await _rate(send_nowait, repeats), "records/s", aim="≥ 200,000"))
-
-        rate, latencies = await _senders(log, seconds=3)
-        found.append(Measure(f"{SENDERS} senders of one record", rate, "appends/s", aim="≥ 10,000"))
-        found += _quantiles("their append", latencies)
-    return found
+            for partition in range(READERS):
+                await producer.send_many("scanned", [b"x" * RECORD_BYTES] * (SCANNED // READERS), partition=partition)
+        for _ in range(3):
+            alone += await _senders(log, seconds=seconds)
+            with scans(running.address, "scanned", rates):
+                beside += await _senders(log, seconds=seconds)
+    name = f"append p99, {store}, beside {READERS} cold scans"
+    least, most = _quantile(alone, 99), _quantile(beside, 99)
+    return [
+        Measure(name, most, "ms", least, "no scans"),
+        Measure(f"{name} ÷ without", most / least, "", aim=aim),
+        Measure("which read", statistics.median(rates) / 1e6, "MB/s"),
+    ]
 
 
-async def _latency(address: str, metrics: str, repeats: int) -> list[Measure]:
-    found = []
-    async with tidelog.connect(address) as log:
-        async with log.producer(linger_ms=0) as producer:
-            await producer.send("idle", b"first")
-            before = _stages(metrics)
-            waits = []
-            for _ in range(15 * repeats):
-                began = time.perf_counter()
-                await producer.send("idle", b"x" * RECORD_BYTES)
-                waits.append((time.perf_counter() - began) * 1000)
-            after = _stages(metrics)
-            floor = sum((after[each][0] - before[each][0]) / (after[each][1] - before[each][1]) for each in ("upload", "commit")) * 1000
-        found.append(Measure("idle append p50, S3-like", statistics.median(waits), "ms", floor, "mean PUT + commit", "≤ floor + 5"))
-        _, latencies = await _senders(log, seconds=5)
-        found += _quantiles("loaded append, S3-like", latencies, aim="≤ 500")
-    return found
-
-
-def _stages(metrics: str) -> dict[str, tuple[float, float]]:
-    """Seconds and number of uploads and commits so far."""
-    with urllib.request.urlopen(f"http://{metrics}/metrics") as answer:
-        text = answer.read().decode()
-    found = {}
-    for stage in ("upload", "commit"):
-        total, count = (re.search(rf"^tidelog_{stage}_seconds_{end} (\S+)$", text, re.M) for end in ("sum", "count"))
-        assert total
-        assert count
-        found[stage] = float(total[1]), float(count[1])
-    return found
-
-
-async def _senders(log: tidelog.Log, *, seconds: float) -> tuple[float, list[float]]:
-    """Let many senders each wait for one append at a time; return appends/s and the latencies in milliseconds."""
+async def _senders(log: tidelog.Log, *, seconds: float) -> list[float]:
+    """Let many senders each wait for one append at a time; return the latencies in milliseconds."""
     latencies: list[float] = []
     async with log.producer(linger_ms=0) as producer:
         end = time.perf_counter() + seconds
@@ -169,18 +267,8 @@ async def _senders(log: tidelog.Log, *, seconds: float) -> tuple[float, list[flo
                 latencies.append((time.perf_counter() - began) * 1000)
 
         await asyncio.gather(*(send() for _ in range(SENDERS)))
-    return len(latencies) / seconds, latencies
+    return latencies
 
 
-def _quantiles(name: str, latencies: list[float], aim: str = "") -> list[Measure]:
-    cuts = statistics.quantiles(latencies, n=100)
-    return [Measure(f"{name} p50", cuts[49], "ms"), Measure(f"{name} p99", cuts[98], "ms", aim=aim)]
-
-
-async def _rate(work: Callable[[], Awaitable[int]], repeats: int) -> float:
-    await work()
-    rates = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        rates.append(await work() / (time.perf_counter() - began))
-    return statistics.median(rates)
+def _quantile(latencies: list[float], percent: int) -> float:
+    return statistics.quantiles(latencies, n=100)[percent - 1]

@@ -5,6 +5,7 @@ The broker behind the server does nothing, and the client neither encodes nor de
 
 import asyncio
 import logging
+import random
 import statistics
 import subprocess
 import sys
@@ -193,6 +194,35 @@ async def pull_bare(address: str, *, size: int, count: int) -> float:
     """Take messages from the bare server: the floor of whatever takes as many of that size. Return the seconds."""
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         return await _pull(channel, "/bare/Out", b"%d %d" % (size, count), count)
+
+
+async def push_bare(address: str, *, size: int, count: int) -> float:
+    """Send messages to the bare server: the floor of whatever sends as many of that size. Return the seconds."""
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        await _push(channel, "/bare/In", b"connected", 1, lambda _: 1)
+        return await _push(channel, "/bare/In", random.Random(1).randbytes(size), count, lambda _: 1)
+
+
+async def echo_bare(address: str, *, size: int, waiting: int, seconds: float) -> list[float]:
+    """Have so many messages at a time wait for the bare server's answers, on one stream; return the milliseconds of each."""
+    latencies = []
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        call: Any = channel.stream_stream("/bare/In")()
+        message = bytes(size)
+        sent = []
+        for _ in range(waiting):
+            sent.append(time.perf_counter())
+            await call.write(message)
+        end = time.perf_counter() + seconds
+        for began in sent:  # grows while it is walked
+            await call.read()
+            now = time.perf_counter()
+            latencies.append((now - began) * 1000)
+            if now < end:
+                sent.append(now)
+                await call.write(message)
+        call.cancel()
+    return latencies
 
 
 @contextmanager
