@@ -146,6 +146,34 @@ async def test_at_its_limit_the_stream_is_not_read(limit: dict[str, Any]) -> Non
         call.cancel()
 
 
+async def test_what_a_client_may_send_ahead_of_a_stream_that_is_not_read_is_bounded() -> None:
+    """And does not grow by what it has sent before (I10)."""
+    async with serving(max_stream_appends=10) as served:
+        call = served.log.Produce()
+        written = 0
+
+        async def write_for_ever() -> None:
+            nonlocal written
+            while True:
+                await call.write(request(written, bytes(100_000)))
+                written += 1
+
+        writing = asyncio.create_task(write_for_ever())
+        while written < 500:
+            await call.read()
+        served.broker.hold = True
+        reading = asyncio.create_task(call.read())
+        before = -1
+        while before < written:
+            before = written
+            await asyncio.sleep(0.3)
+        ahead = written - (served.broker.logs["t"][0].next_offset + len(served.broker.held))
+        assert ahead * 100_000 < 2 << 20
+        writing.cancel()
+        reading.cancel()
+        await asyncio.wait([writing, reading])
+
+
 @pytest.mark.parametrize("topic", ["t", "none"])
 async def test_a_client_that_does_not_take_its_answers_is_not_read_any_more(topic: str) -> None:
     """Answers wait in memory, refusals too, so what makes them has to stop (I10)."""

@@ -31,6 +31,8 @@ _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - where nobody can be sent to
 _LAST_WORDS_S = 3.0
 """How long clients may take to hear how their calls end. What was accepted has been answered before, by the drain; so only those are
 waited for who do not read what they asked for."""
+_AHEAD_BYTES = 512 * 1024
+"""What a stream may send before it is read (I10): enough for half a gigabyte a second at a round trip of a millisecond."""
 _log = get_logger(__name__)
 
 
@@ -105,6 +107,8 @@ class Server:
 def _options(settings: Settings) -> list[tuple[str, Any]]:
     return [
         ("grpc.so_reuseport", 0),  # two brokers on one port would share its connections, silently
+        ("grpc.http2.bdp_probe", 0),  # it lets each connection that pushes send megabytes ahead
+        ("grpc.http2.lookahead_bytes", _AHEAD_BYTES),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # what is sent is bounded where it is made
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
