@@ -120,8 +120,9 @@ def test_the_past_is_replayed_between_two_moments_in_the_order_of_time(server: s
     asyncio.run(append())
     arguments = [topic, (noon + timedelta(minutes=10)).isoformat(), (noon + timedelta(minutes=30)).isoformat()]
     replayed = subprocess.run(
-        [sys.executable, str(EXAMPLES / "replay.py"), *arguments], capture_output=True, text=True, env=environment(server), check=True
+        [sys.executable, str(EXAMPLES / "replay.py"), *arguments], capture_output=True, text=True, env=environment(server)
     )
+    assert replayed.returncode == 0, replayed.stderr
     told = [line.split(" ", 1) for line in replayed.stdout.splitlines()]
     assert [(datetime.fromisoformat(moment) - noon, value) for moment, value in told] == [
         (timedelta(minutes=10), "minute 10"),

@@ -188,7 +188,7 @@ async def test_a_write_that_its_caller_gave_up_may_happen_later(s3_settings: S3S
         return web.Response()
 
     rule = in_turn("PUT", held, None)
-    async with misbehaving(s3_settings, rule, attempt_timeout_ms=200, max_attempts=1) as store:
+    async with misbehaving(s3_settings, rule, attempt_timeout_ms=2000, max_attempts=1) as store:
         with pytest.raises(StoreOutcomeUnknown):
             await store.put_new("k", [b"x"])
         assert [found async for found in store.list()] == []

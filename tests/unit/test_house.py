@@ -47,4 +47,4 @@ def test_this_python_is_one_of_those_that_are_promised() -> None:
 def test_continuous_integration_runs_what_people_run() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert script.read_text().splitlines()[-1] == "exec make test"
+    assert script.read_text().splitlines()[-1].startswith("exec make test")
