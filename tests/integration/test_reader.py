@@ -564,7 +564,7 @@ async def test_many_readers_of_the_past_take_turns() -> None:
             cursors = [await stack.enter_async_context(reader.follow(log.ref(place))) for place in range(60)]
             gated.gate.clear()
             reads = [asyncio.ensure_future(cursor.read(0, max_bytes=100)) for cursor in cursors]
-            while reader.cold.free or reader.loads[False].free:
+            while reader.cold.free or reader.segments.turns[False].free:
                 await asyncio.sleep(0)
             assert reader.stats.block_misses == 2 * SMALL.max_cold_reads, "no more hold memory, however many wait"
             gated.gate.set()

@@ -168,7 +168,7 @@ async def test_spans_come_back_whole_whatever_blocks_they_lie_in() -> None:
     for _ in range(200):
         position = chance.randrange(len(content))
         length = chance.randrange(1, min(20 * KIB, len(content) - position) + 1)
-        [parts] = await cache.read([Span("a", position, length)], slots=Slots(4), reader=1)
+        [parts] = await cache.read([Span("a", position, length)], slots=Slots(4))
         assert b"".join(parts) == content[position : position + length]
         assert cache.used_bytes <= 64 * KIB
     await cache.close()
@@ -178,8 +178,8 @@ async def test_a_block_that_many_want_is_fetched_once_and_who_leaves_takes_nothi
     store, cache, content = await blocks()
     store.gate.clear()
     slots = Slots(1)
-    first = asyncio.ensure_future(cache.read([Span("a", 0, 10)], slots=slots, reader=1))
-    others = [asyncio.ensure_future(cache.read([Span("a", 5, 10)], slots=slots, reader=n)) for n in range(2, 9)]
+    first = asyncio.ensure_future(cache.read([Span("a", 0, 10)], slots=slots))
+    others = [asyncio.ensure_future(cache.read([Span("a", 5, 10)], slots=slots)) for _ in range(7)]
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.sleep(0)
@@ -194,31 +194,47 @@ async def test_pieces_of_more_objects_than_memory_holds_are_fetched_once_and_kee
     for number in range(40):
         await store.put_new(f"small/{number}", [content[: 4 * KIB]])
     spans = [Span(f"small/{number}", 100, 50) for number in range(40)]
-    found = await cache.read(spans, slots=Slots(3), reader=1)
+    found = await cache.read(spans, slots=Slots(3))
     assert [b"".join(parts) for parts in found] == [content[100:150]] * 40
     assert len(store.gets) == len(set(store.gets)) == 40
     assert sum(memoryview(part.obj if isinstance(part, memoryview) else part).nbytes for parts in found for part in parts) == 40 * 50
     await cache.close()
 
 
-async def test_blocks_of_two_readers_outlive_a_scan() -> None:
+async def test_what_is_asked_for_again_and_again_outlives_a_scan() -> None:
     store, cache, _ = await blocks(size=1000 * KIB)
     slots = Slots(4)
-    for reader in (1, 2):
-        await cache.read([Span("a", 0, 10)], slots=slots, reader=reader)
-    for position in range(4 * KIB, 1000 * KIB, 2 * KIB):
-        await cache.read([Span("a", position, 100)], slots=slots, reader=3)
-    before = len(store.gets)
-    await cache.read([Span("a", 0, 10)], slots=slots, reader=4)
-    assert len(store.gets) == before
+
+    async def scan(start: int, end: int) -> None:
+        for position in range(start, end, 2 * KIB):
+            await cache.read([Span("a", position, 100)], slots=slots)
+
+    await cache.read([Span("a", 0, 10)], slots=slots)
+    await scan(4 * KIB, 100 * KIB)
+    await cache.read([Span("a", 0, 10)], slots=slots)
+    assert store.gets.count(("a", 0)) == 2, "it had gone"
+    await scan(100 * KIB, 1000 * KIB)
+    await cache.read([Span("a", 0, 10)], slots=slots)
+    assert store.gets.count(("a", 0)) == 2
+    assert cache.used_bytes <= 64 * KIB
+    await cache.close()
+
+
+async def test_many_who_scan_side_by_side_fetch_each_block_once() -> None:
+    store, cache, _ = await blocks(size=1000 * KIB)
+    slots = Slots(4)
+    for position in range(0, 1000 * KIB, 2 * KIB):
+        for behind in range(0, 60 * KIB, 4 * KIB):
+            await cache.read([Span("a", max(0, position - behind), 100)], slots=slots)
+    assert len(store.gets) == len(set(store.gets)) == 250
     await cache.close()
 
 
 async def test_a_block_that_came_short_is_fetched_again_and_then_an_error() -> None:
     store, cache, _ = await blocks(size=5 * KIB)
-    await cache.read([Span("a", 4 * KIB, 1 * KIB)], slots=Slots(1), reader=1)
+    await cache.read([Span("a", 4 * KIB, 1 * KIB)], slots=Slots(1))
     with pytest.raises(CorruptSegment, match="only 5120 came"):
-        await cache.read([Span("a", 0, 6 * KIB)], slots=Slots(1), reader=1)
+        await cache.read([Span("a", 0, 6 * KIB)], slots=Slots(1))
     assert store.gets.count(("a", 4 * KIB)) == 2
     await cache.close()
 
@@ -226,21 +242,21 @@ async def test_a_block_that_came_short_is_fetched_again_and_then_an_error() -> N
 async def test_fetching_ahead_is_limited_and_its_errors_reach_nobody_but_those_who_ask() -> None:
     store, cache, _ = await blocks(size=1000 * KIB)
     store.gate.clear()
-    cache.fetch_ahead([Span("a", 0, 500 * KIB), Span("gone", 0, 10)], slots=Slots(8), reader=1)
+    cache.fetch_ahead([Span("a", 0, 500 * KIB), Span("gone", 0, 10)], most=8, slots=Slots(8))
     await asyncio.sleep(0)
     assert len(store.gets) == 4, "a quarter of memory"
     store.gate.set()
-    cache.fetch_ahead([Span("gone", 0, 10)], slots=Slots(8), reader=1)
+    cache.fetch_ahead([Span("gone", 0, 10)], most=1, slots=Slots(8))
     with pytest.raises(ObjectNotFound):
-        await cache.read([Span("gone", 0, 10)], slots=Slots(8), reader=1)
+        await cache.read([Span("gone", 0, 10)], slots=Slots(8))
     await cache.close()
 
 
 async def test_closing_leaves_nothing_on_its_way() -> None:
     store, cache, _ = await blocks()
     store.gate.clear()
-    cache.fetch_ahead([Span("a", 0, 10)], slots=Slots(1), reader=1)
-    waiting = asyncio.ensure_future(cache.read([Span("a", 0, 10)], slots=Slots(1), reader=1))
+    cache.fetch_ahead([Span("a", 0, 10)], most=1, slots=Slots(1))
+    waiting = asyncio.ensure_future(cache.read([Span("a", 0, 10)], slots=Slots(1)))
     await asyncio.sleep(0)
     await cache.close()
     with pytest.raises(asyncio.CancelledError):
@@ -314,6 +330,6 @@ async def test_fewer_run_at_once_while_the_event_loop_lags(monkeypatch: pytest.M
 
 async def test_an_error_of_the_store_reaches_all_who_wait() -> None:
     _, cache, _ = await blocks()
-    found = await asyncio.gather(*(cache.read([Span("gone", 0, 1)], slots=Slots(1), reader=n) for n in range(3)), return_exceptions=True)
+    found = await asyncio.gather(*(cache.read([Span("gone", 0, 1)], slots=Slots(1)) for _ in range(3)), return_exceptions=True)
     assert all(isinstance(error, StoreError) for error in found)
     await cache.close()

@@ -19,8 +19,10 @@ from tidelog.records.batch import BatchHeader, Buffer
 
 _SCAN_SHARE = 4
 """One of so many parts of the record cache is for those who read the past."""
-_PROBATION_SHARE = 4
-"""One of so many parts of the block cache is for blocks that only one reader has asked for."""
+_NEW_SHARE = 4
+"""One of so many parts of the block cache is for new blocks, and for those that are fetched ahead."""
+_REMEMBERED = 4
+"""The names of so many times as many blocks as fit are remembered after they went."""
 _SMALL_SHARE = 8
 """One of so many parts of a block, or less, is small."""
 _PIECE_BYTES = 400
@@ -187,17 +189,12 @@ class Span:
     length: int
 
 
-@dataclass(slots=True)
-class _Block:
-    content: bytes
-    reader: int
-    """Who asked for it first."""
-
-
 class BlockCache:
     """Aligned blocks of immutable objects (I3), each fetched once however many want it.
 
-    A segmented LRU: a block that a second reader asks for is protected from those that only one has seen.
+    2Q: a new block goes in the order of coming, however often it is asked for meanwhile, since those who read the past side by
+    side all ask for it within moments and then no more. One that is asked for again after it went has proved itself, and goes
+    least recently used first. New ones take all the memory that the proven do not use, and always a share.
     """
 
     def __init__(self, objects: ObjectStore, *, block_bytes: int, max_bytes: int, stats: ReadStats) -> None:
@@ -205,17 +202,24 @@ class BlockCache:
         self._block_bytes = block_bytes
         self._max_bytes = max_bytes
         self._stats = stats
-        self._probation: OrderedDict[tuple[str, int], _Block] = OrderedDict()
-        self._protected: OrderedDict[tuple[str, int], _Block] = OrderedDict()
-        self._probation_bytes = self._protected_bytes = 0
+        self._new: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._proven: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._new_bytes = self._proven_bytes = 0
+        self._gone: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._ahead: set[tuple[str, int]] = set()
+        """Those fetched ahead, or on their way so, that nobody has asked for yet."""
         self._flights: dict[tuple[str, int], asyncio.Task[bytes]] = {}
 
     @property
     def used_bytes(self) -> int:
         """Memory held now, without blocks on their way."""
-        return self._probation_bytes + self._protected_bytes
+        return self._new_bytes + self._proven_bytes
 
-    async def read(self, spans: Sequence[Span], *, slots: Slots, reader: int) -> list[list[Buffer]]:
+    def has(self, spans: Sequence[Span]) -> bool:
+        """Return whether all blocks of these spans are in memory."""
+        return all(self._cached((span.key, number)) is not None for span in spans for number in self._numbers(span))
+
+    async def read(self, spans: Sequence[Span], *, slots: Slots) -> list[list[Buffer]]:
         """Return the bytes of each span, in pieces.
 
         Raises StoreError, ObjectNotFound among them, and CorruptSegment for objects that are too short.
@@ -226,23 +230,27 @@ class BlockCache:
             # As many as may come at once are on their way. More would be pushed out of memory before they are looked at.
             for coming, coming_number in wanted[place : place + slots.most]:
                 if self._cached((coming.key, coming_number)) is None:
-                    self._flight((coming.key, coming_number), slots, reader)
-            pieces.append(await self._piece(span, number, slots, reader))
+                    self._flight((coming.key, coming_number), slots)
+            pieces.append(await self._piece(span, number, slots))
         found = iter(pieces)
         return [list(islice(found, len(self._numbers(span)))) for span in spans]
 
-    def fetch_ahead(self, spans: Sequence[Span], *, slots: Slots, reader: int) -> None:
-        """Begin to fetch blocks that will be asked for soon, as far as slots and memory are free."""
+    def fetch_ahead(self, spans: Sequence[Span], *, most: int, slots: Slots) -> None:
+        """Begin to fetch the first `most` blocks that will be asked for soon, as far as slots and memory are free."""
         for span in spans:
             for number in self._numbers(span):
                 key = (span.key, number)
+                if most == 0:
+                    return
+                most -= 1
                 if key in self._flights or self._cached(key) is not None:
                     continue
-                room = (len(self._flights) + 1) * self._block_bytes <= self._max_bytes // _PROBATION_SHARE
+                room = (len(self._ahead) + 1) * self._block_bytes <= self._max_bytes // _NEW_SHARE
                 if len(self._flights) >= slots.allowed or not room:
                     return
                 self._stats.blocks_ahead += 1
-                self._flight(key, slots, reader)
+                self._ahead.add(key)
+                self._flight(key, slots)
 
     def forget(self, spans: Sequence[Span]) -> None:
         """Drop the blocks of spans whose content was not what it should be."""
@@ -261,19 +269,21 @@ class BlockCache:
     def _numbers(self, span: Span) -> range:
         return range(span.position // self._block_bytes, (span.position + span.length - 1) // self._block_bytes + 1)
 
-    async def _piece(self, span: Span, number: int, slots: Slots, reader: int) -> Buffer:
+    async def _piece(self, span: Span, number: int, slots: Slots) -> Buffer:
         key = (span.key, number)
         start = number * self._block_bytes
         lower = max(span.position - start, 0)
         upper = min(span.position + span.length - start, self._block_bytes)
+        self._ahead.discard(key)
         block = self._cached(key)
-        if block is not None and len(block.content) >= upper:
+        if block is not None and len(block) >= upper:
             self._stats.block_hits += 1
-            self._touch(key, block, reader)
-            return _part(block.content, lower, upper)
+            if key in self._proven:
+                self._proven.move_to_end(key)
+            return _part(block, lower, upper)
         if block is not None:  # cut short when it was fetched: perhaps on its way here
             self._drop(key)
-        content = await asyncio.shield(self._flight(key, slots, reader))  # a reader that leaves takes nothing from the others
+        content = await asyncio.shield(self._flight(key, slots))  # a reader that leaves takes nothing from the others
         if len(content) < upper:
             self._drop(key)
             raise CorruptSegment(
@@ -282,61 +292,56 @@ class BlockCache:
             )
         return _part(content, lower, upper)
 
-    def _cached(self, key: tuple[str, int]) -> _Block | None:
-        return self._protected.get(key) or self._probation.get(key)
+    def _cached(self, key: tuple[str, int]) -> bytes | None:
+        return self._new.get(key, self._proven.get(key))
 
-    def _flight(self, key: tuple[str, int], slots: Slots, reader: int) -> asyncio.Task[bytes]:
+    def _flight(self, key: tuple[str, int], slots: Slots) -> asyncio.Task[bytes]:
         flight = self._flights.get(key)
         if flight is None:
             self._stats.block_misses += 1
-            flight = self._flights[key] = asyncio.ensure_future(self._fetch(key, slots, reader))
+            flight = self._flights[key] = asyncio.ensure_future(self._fetch(key, slots))
             flight.add_done_callback(lambda done: self._landed(key, done))
         return flight
 
-    async def _fetch(self, key: tuple[str, int], slots: Slots, reader: int) -> bytes:
+    async def _fetch(self, key: tuple[str, int], slots: Slots) -> bytes:
         name, number = key
         async with slots.slot():
             content = await self._objects.get_range(name, number * self._block_bytes, self._block_bytes)
         self._stats.bytes_fetched += len(content)
         self._drop(key)
-        self._probation[key] = _Block(content, reader)
-        self._probation_bytes += len(content)
+        if key in self._gone:
+            del self._gone[key]
+            self._proven[key] = content
+            self._proven_bytes += len(content)
+        else:
+            self._new[key] = content
+            self._new_bytes += len(content)
         self._shrink()
         return content
 
     def _landed(self, key: tuple[str, int], flight: asyncio.Task[bytes]) -> None:
         del self._flights[key]
-        if not flight.cancelled():
-            flight.exception()  # whoever waited has it; a block fetched ahead is asked for again when it is wanted
-
-    def _touch(self, key: tuple[str, int], block: _Block, reader: int) -> None:
-        if key in self._protected:
-            self._protected.move_to_end(key)
-        elif reader != block.reader:
-            del self._probation[key]
-            self._probation_bytes -= len(block.content)
-            self._protected[key] = block
-            self._protected_bytes += len(block.content)
-            self._shrink()
-        else:
-            self._probation.move_to_end(key)
+        if flight.cancelled() or flight.exception():
+            self._ahead.discard(key)  # whoever waited has the error; a block fetched ahead is asked for again when it is wanted
 
     def _shrink(self) -> None:
-        protected_limit = self._max_bytes - self._max_bytes // _PROBATION_SHARE
-        while self._protected_bytes > protected_limit:
-            key, block = self._protected.popitem(last=False)
-            self._protected_bytes -= len(block.content)
-            self._probation[key] = block
-            self._probation_bytes += len(block.content)
-        while self._probation and self.used_bytes > self._max_bytes:
-            _, block = self._probation.popitem(last=False)
-            self._probation_bytes -= len(block.content)
+        while self.used_bytes > self._max_bytes:
+            if not self._proven or self._new_bytes > self._max_bytes // _NEW_SHARE:
+                key, block = self._new.popitem(last=False)
+                self._new_bytes -= len(block)
+            else:
+                key, block = self._proven.popitem(last=False)
+                self._proven_bytes -= len(block)
+            self._gone[key] = None
+            self._ahead.discard(key)
+        while len(self._gone) > _REMEMBERED * self._max_bytes // self._block_bytes:
+            self._gone.popitem(last=False)
 
     def _drop(self, key: tuple[str, int]) -> None:
-        if (block := self._probation.pop(key, None)) is not None:
-            self._probation_bytes -= len(block.content)
-        elif (block := self._protected.pop(key, None)) is not None:
-            self._protected_bytes -= len(block.content)
+        if (block := self._new.pop(key, None)) is not None:
+            self._new_bytes -= len(block)
+        elif (block := self._proven.pop(key, None)) is not None:
+            self._proven_bytes -= len(block)
 
 
 def _part(content: bytes, lower: int, upper: int) -> Buffer:

@@ -81,8 +81,6 @@ class Reader:
         self.feed = feed
         self.lookups = lookups
         self.cold, self.tail = Slots(settings.max_cold_reads), Slots(settings.max_tail_reads)
-        self.loads = {False: Slots(_LOADS * settings.max_cold_reads), True: Slots(_LOADS * settings.max_tail_reads)}
-        """Reads of the past, and of the tail, that may hold blocks at the same time."""
         self.least_read_bytes = min(_LEAST_READ_BYTES, settings.cache_bytes // 16)
         self.ahead = _Ahead()
         self.segments = _Segments(objects, self.blocks, cold=self.cold, tail=self.tail, executor=executor, settings=settings)
@@ -223,8 +221,7 @@ class PartitionCursor:
             self._reader.stats.memory_misses += 1
             began = self._reader.clock.monotonic()
             try:
-                async with self._reader.loads[tail].slot():
-                    loaded = await self._load(extents, offset, max_bytes, tail=tail, sequential=sequential)
+                loaded = await self._load(extents, offset, max_bytes, tail=tail, sequential=sequential)
             except ObjectNotFound as error:
                 # Merged or expired between looking up and reading: what is known of extents is of no use any more.
                 self._reader.stats.missing_objects += 1
@@ -336,10 +333,8 @@ class PartitionCursor:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if extents[0].level:
-                    return await segments.merged(
-                        extents[0], key(extents[0]), offset, want, tail=tail, sequential=sequential, reader=self._number
-                    )
-                return await segments.intake(extents, key, offset, want, tail=tail, sequential=sequential, reader=self._number)
+                    return await segments.merged(extents[0], key(extents[0]), offset, want, tail=tail, sequential=sequential)
+                return await segments.intake(extents, key, offset, want, tail=tail, sequential=sequential)
             except CorruptSegment:
                 self._reader.stats.corrupt_reads += 1
                 if attempt == _ATTEMPTS:
@@ -371,13 +366,25 @@ class _Segments:
         self._indexes = _Indexes(objects)
         self._blocks = blocks
         self._slots = {False: cold, True: tail}
+        self.turns = {False: Slots(_LOADS * cold.most), True: Slots(_LOADS * tail.most)}
+        """Reads of the past, and of the tail, that may wait for blocks and hold them at the same time."""
         self._executor = executor
         self._ahead_bytes = settings.read_ahead_blocks * settings.read_block_bytes
+        self._ahead_blocks = settings.read_ahead_blocks
         self._places = _Places()
 
     async def close(self) -> None:
         """Give up all that is on its way."""
         await self._indexes.close()
+
+    @asynccontextmanager
+    async def _turn(self, places: Sequence[Span], tail: bool) -> AsyncIterator[None]:
+        """Wait for a turn; a small read of blocks that are here needs none: they would be gone by then, and be fetched again."""
+        if sum(place.length for place in places) < _OFF_LOOP_BYTES and self._blocks.has(places):
+            yield
+        else:
+            async with self.turns[tail].slot():
+                yield
 
     async def _off_loop(self, size: int, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do work on `size` bytes: here where they are few, by the executor where the event loop would wait for it."""
@@ -386,24 +393,25 @@ class _Segments:
         return await self._executor.run(work, *args, **kwargs)
 
     async def intake(
-        self, extents: Sequence[Extent], key: _KeyOf, offset: int, want: int, *, tail: bool, sequential: bool, reader: int
+        self, extents: Sequence[Extent], key: _KeyOf, offset: int, want: int, *, tail: bool, sequential: bool
     ) -> StampedBatches:
         """Return about `want` bytes of batches from the one that holds `offset` on, of intake segments' extents that follow one another."""
         least = HEADER_BYTES
         while True:
             spans = self._plan(extents, key, offset, max(want, least))
             places = [Span(span.key, span.position, span.length) for span in spans]
-            parts = await self._blocks.read(places, slots=self._slots[tail], reader=reader)
-            if sequential and not tail:
-                self._fetch_ahead(spans[-1], extents, key, reader)
-            try:
-                least = first_batch_bytes(spans[0], parts[0])
-                if least > spans[0].length:
-                    continue
-                batches, end_position = await self._off_loop(sum(span.length for span in spans), stamp_intake, spans, parts)
-            except CorruptSegment:
-                self._blocks.forget(places)
-                raise
+            async with self._turn(places, tail):
+                parts = await self._blocks.read(places, slots=self._slots[tail])
+                if sequential and not tail:
+                    self._fetch_ahead(spans[-1], extents, key)
+                try:
+                    least = first_batch_bytes(spans[0], parts[0])
+                    if least > spans[0].length:
+                        continue
+                    batches, end_position = await self._off_loop(sum(span.length for span in spans), stamp_intake, spans, parts)
+                except CorruptSegment:
+                    self._blocks.forget(places)
+                    raise
             if not spans[-1].whole:
                 self._places.note(spans[-1].extent, batches.next_offset, end_position)
             if batches.next_offset > offset:
@@ -423,7 +431,7 @@ class _Segments:
                 break
         return spans
 
-    def _fetch_ahead(self, last: IntakeSpan, extents: Sequence[Extent], key: _KeyOf, reader: int) -> None:
+    def _fetch_ahead(self, last: IntakeSpan, extents: Sequence[Extent], key: _KeyOf) -> None:
         room = self._ahead_bytes
         spans: list[Span] = []
         begun = False
@@ -437,28 +445,27 @@ class _Segments:
             if begun and length > 0:
                 spans.append(Span(key(extent), start, length))
                 room -= length
-        self._blocks.fetch_ahead(spans, slots=self._slots[False], reader=reader)
+        self._blocks.fetch_ahead(spans, most=self._ahead_blocks, slots=self._slots[False])
 
-    async def merged(
-        self, extent: Extent, key: str, offset: int, want: int, *, tail: bool, sequential: bool, reader: int
-    ) -> StampedBatches:
+    async def merged(self, extent: Extent, key: str, offset: int, want: int, *, tail: bool, sequential: bool) -> StampedBatches:
         """Return about `want` bytes of batches from the one that holds `offset` on, of a merged segment's extent."""
         index = await self._indexes.of(extent, key, slots=self._slots[tail])
         run = plan_merged(extent, key, index, offset, max_bytes=want)
         place = Span(key, run.position, run.length)
-        [parts] = await self._blocks.read([place], slots=self._slots[tail], reader=reader)
-        if sequential and not tail:
-            self._merged_ahead(run, reader)
-        try:
-            return await self._off_loop(run.length, check_merged, run, parts)
-        except CorruptSegment:
-            self._blocks.forget([place])
-            raise
+        async with self._turn([place], tail):
+            [parts] = await self._blocks.read([place], slots=self._slots[tail])
+            if sequential and not tail:
+                self._merged_ahead(run)
+            try:
+                return await self._off_loop(run.length, check_merged, run, parts)
+            except CorruptSegment:
+                self._blocks.forget([place])
+                raise
 
-    def _merged_ahead(self, run: MergedRun, reader: int) -> None:
+    def _merged_ahead(self, run: MergedRun) -> None:
         length = min(run.extent.position + run.extent.length - run.end, self._ahead_bytes)
         if length > 0:
-            self._blocks.fetch_ahead([Span(run.key, run.end, length)], slots=self._slots[False], reader=reader)
+            self._blocks.fetch_ahead([Span(run.key, run.end, length)], most=self._ahead_blocks + 1, slots=self._slots[False])
 
 
 class _Indexes:
