@@ -95,8 +95,6 @@ async def test_prometheus_answers_every_panel_of_the_dashboard(environment: Envi
 
 async def test_a_killed_broker_is_a_pause_and_comes_back(environment: Environment) -> None:
     killed = environment.places["brokers"]["broker-2"]["pid"]
-    async with tidelog.connect(environment.address(1)) as log:
-        await log.admin.create_topic("after", partitions=3)
     os.kill(killed, signal.SIGKILL)
     async with tidelog.connect(environment.address(1)) as log, log.producer() as producer:
         acks = [await producer.send("after", b"%d" % number, partition=number % 3) for number in range(30)]

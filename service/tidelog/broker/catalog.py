@@ -127,7 +127,7 @@ class Catalog:
         """Note changes of leadership that this broker made itself, before a poll tells."""
         for leadership in leaderships:
             known = self._leaders.get(leadership.partition_id)
-            if known is None or leadership.leader_epoch > known.leader_epoch:
+            if leadership.partition_id in self._refs and (known is None or leadership.leader_epoch > known.leader_epoch):
                 self._leaders[leadership.partition_id] = leadership
         self._tell()
 
@@ -161,7 +161,7 @@ class Catalog:
                 continue
             if known is None or row.leader_epoch >= known.leader_epoch:
                 self._leaders[row.partition_id] = row
-            if known is None:
+            if row.partition_id not in self._refs:
                 topic = self._topics[row.topic_id]
                 self._refs[row.partition_id] = PartitionRef(row.partition_id, row.topic_id, topic.name, row.partition)
                 self._partitions.setdefault(row.topic_id, {})[row.partition] = row.partition_id
