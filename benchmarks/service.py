@@ -24,7 +24,7 @@ from benchmarks import overload
 from benchmarks.measure import Measure, alternate
 from benchmarks.running import Running, broker, environment, growth
 from benchmarks.scanning import READERS, scans
-from benchmarks.transport import echo_bare, push_bare, serving
+from benchmarks.transport import UPLOADS, echo_bare, keep_bare, push_bare, serving, write_synced
 
 COUNT = 1_000_000
 SINGLE = 400_000
@@ -34,7 +34,6 @@ SCANNED = 2_000_000
 """Records that are there to be scanned: several times what the caches hold."""
 WIDE = 10_000
 FEW_PARTITIONS = {"default-partitions": 4}
-_UPLOADS = 8
 _SECONDS = 4.0
 
 
@@ -154,11 +153,18 @@ async def _throughput(running: Running, bare: str, folder: Path, repeats: int) -
         async def files() -> float:
             return await asyncio.to_thread(_synced_files, folder, size=segment, total=int(size)) / (size / COUNT)
 
-        rates = await alternate(repeats, {"stream": stream, "files": files, "many": send_many, "nowait": send_nowait})
-    floor, floor_name = min((rates["stream"], "bare gRPC"), (rates["files"], "synced files"))
+        async def both() -> float:
+            count = int(size) // append
+            with tempfile.TemporaryDirectory(dir=folder) as inside:
+                seconds = await keep_bare(bare, Path(inside), file_bytes=segment, size=append, count=count)
+            return count * append / seconds / (size / COUNT)
+
+        rates = await alternate(repeats, {"stream": stream, "files": files, "both": both, "many": send_many, "nowait": send_nowait})
+    floor, floor_name = rates["both"], "bare gRPC into synced files"
     return [
         Measure(f"floor: bare grpc.aio, messages of {append // 1024} KiB", rates["stream"], "records/s"),
-        Measure(f"floor: synced files of {segment // 1024} KiB, {_UPLOADS} at once", rates["files"], "records/s"),
+        Measure(f"floor: synced files of {segment // 1024} KiB, {UPLOADS} at once", rates["files"], "records/s"),
+        Measure("floor: the one into the other", rates["both"], "records/s"),
         Measure("send_many", rates["many"], "records/s", floor, floor_name, "≥ 2,000,000; ratio ≥ 0.4"),
         *(Measure(f"send_many: CPU of the {name}", statistics.median(spent[name]), "s per million") for name in processes),
         Measure("send_nowait, record by record", rates["nowait"], "records/s", floor, floor_name, "≥ 200,000"),
@@ -169,17 +175,11 @@ async def _throughput(running: Running, bare: str, folder: Path, repeats: int) -
 def _synced_files(folder: Path, *, size: int, total: int) -> float:
     """Bytes a second that new files of this size take, each synced, as many at once as a broker uploads."""
     data = random.Random(1).randbytes(size)
-    with ThreadPoolExecutor(_UPLOADS) as threads, tempfile.TemporaryDirectory(dir=folder) as inside:
+    with ThreadPoolExecutor(UPLOADS) as threads, tempfile.TemporaryDirectory(dir=folder) as inside:
         paths = [Path(inside, str(number)) for number in range(max(1, total // size))]
         began = time.perf_counter()
-        list(threads.map(lambda path: _write(path, data), paths))
+        list(threads.map(lambda path: write_synced(path, [data]), paths))
         return len(paths) * size / (time.perf_counter() - began)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb", buffering=0) as file:
-        file.write(data)
-        os.fsync(file.fileno())
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

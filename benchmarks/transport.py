@@ -5,13 +5,16 @@ The broker behind the server does nothing, and the client neither encodes nor de
 
 import asyncio
 import logging
+import os
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +33,8 @@ from tests.listed_broker import ListedBroker
 LARGE, SMALL = 256 * 1024, 100
 LARGE_MESSAGES, SMALL_MESSAGES = 2000, 20_000
 GATHERED = 50
+UPLOADS = 8
+"""Files written at once, as by a broker."""
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -61,19 +66,48 @@ class _IdleBroker(ListedBroker):
         yield _EndlessCursor(LARGE if partition else SMALL)
 
 
+def write_synced(path: Path, parts: Sequence[bytes]) -> None:
+    """Write a new file, and wait until the disk has it."""
+    with path.open("wb", buffering=0) as file:
+        for part in parts:
+            file.write(part)
+        os.fsync(file.fileno())
+
+
 # ---- the server process
 
 
 class _Bare(grpc.GenericRpcHandler):
-    """Takes any message and answers with a small one; or, asked with a size and a count, sends that."""
+    """Takes any message and answers with a small one, or keeps them in files of a size; or, asked with a size and a count, sends that."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(UPLOADS)
 
     def service(self, handler_call_details: Any) -> Any:
-        behaviour = {"/bare/In": self._take, "/bare/Out": self._give}.get(handler_call_details.method)
+        behaviour = {"/bare/In": self._take, "/bare/Out": self._give, "/bare/Keep": self._keep}.get(handler_call_details.method)
         return behaviour and grpc.stream_stream_rpc_method_handler(behaviour)
 
     async def _take(self, _requests: object, context: Any) -> None:
         while await context.read() is not grpc.aio.EOF:
             await context.write(b"0123456789")
+
+    async def _keep(self, _requests: object, context: Any) -> None:
+        size, folder = (await context.read()).split(b" ", 1)
+        messages: list[bytes] = []
+        files: list[asyncio.Future[None]] = []
+        loop = asyncio.get_running_loop()
+
+        def write() -> None:
+            files.append(loop.run_in_executor(self._threads, write_synced, Path(os.fsdecode(folder), str(len(files))), messages.copy()))
+            messages.clear()
+
+        while (message := await context.read()) is not grpc.aio.EOF:
+            messages.append(message)
+            if sum(map(len, messages)) >= int(size):
+                write()
+            await context.write(b"0123456789")
+        write()
+        await asyncio.gather(*files)
 
     async def _give(self, _requests: object, context: Any) -> None:
         size, count = map(int, (await context.read()).split())
@@ -101,12 +135,21 @@ async def _serve() -> None:
 
 
 async def _push(
-    channel: grpc.aio.Channel, method: str, message: bytes, count: int, answered: Callable[[Any], int], appends: int = 1
+    channel: grpc.aio.Channel,
+    method: str,
+    message: bytes,
+    count: int,
+    answered: Callable[[Any], int],
+    appends: int = 1,
+    *,
+    first: bytes = b"",
 ) -> float:
     """Send messages and wait for all of their answers; return the seconds."""
     call: Any = channel.stream_stream(method)()
 
     async def write() -> None:
+        if first:
+            await call.write(first)
         for _ in range(count):
             await call.write(message)
         await call.done_writing()
@@ -201,6 +244,14 @@ async def push_bare(address: str, *, size: int, count: int) -> float:
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         await _push(channel, "/bare/In", b"connected", 1, lambda _: 1)
         return await _push(channel, "/bare/In", random.Random(1).randbytes(size), count, lambda _: 1)
+
+
+async def keep_bare(address: str, folder: Path, *, file_bytes: int, size: int, count: int) -> float:
+    """Send messages to the bare server, which keeps them in synced files of about `file_bytes`; return the seconds."""
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        await _push(channel, "/bare/In", b"connected", 1, lambda _: 1)
+        first = b"%d %s" % (file_bytes, os.fsencode(folder))
+        return await _push(channel, "/bare/Keep", random.Random(1).randbytes(size), count, lambda _: 1, first=first)
 
 
 async def echo_bare(address: str, *, size: int, waiting: int, seconds: float) -> list[float]:
