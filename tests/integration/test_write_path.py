@@ -1,15 +1,19 @@
 """Appends through brokers of one cluster: any broker takes them, leaders order them, SQL makes it so."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from tidelog.errors import ConditionFailed, OutcomeUnknown, OutOfOrderSequence, TimeTravel, UnknownProducer, UnknownTopic
+from tidelog.metadata import topics as topic_verbs
 from tidelog.metadata.extents import read_extents
 from tidelog.metadata.topics import TopicConfig
 from tidelog.records.codec import Producer
 
 from tests.cluster import QUICK, Cluster, append, open_cluster, until
+
+AUTO_CREATE = QUICK.model_copy(update={"auto_create_topics": True})
 
 
 @pytest.fixture
@@ -127,6 +131,28 @@ async def test_an_unknown_topic_is_refused_before_anything_is_taken(cluster: Clu
         await append(broker, "nothing", b"a")
     with pytest.raises(UnknownTopic):
         await broker.ensure_topic("nothing")
+
+
+async def test_a_topic_that_another_makes_at_the_same_moment_is_known_at_once(cluster: Cluster) -> None:
+    """A producer's first append and its question for the partitions make the same topic, and so may two brokers."""
+    one = await cluster.start("one", AUTO_CREATE)
+
+    class Late:
+        """The metadata store, seen by a broker that is always the second to create a topic."""
+
+        exclusive = False
+        run_reserved = staticmethod(cluster.store.run_reserved)
+        close = staticmethod(cluster.store.close)
+
+        async def run(self, function: Callable[..., Any], **arguments: Any) -> Any:
+            if function is topic_verbs.create_topic:
+                await one.create_topic(arguments["name"], partitions=3, config=TopicConfig())
+            return await cluster.store.run(function, **arguments)
+
+    two = await cluster.start("two", AUTO_CREATE, wrap=lambda _: Late())
+    await cluster.kill("two")  # and with it the polls that might have told it of the topic; it can still be asked
+    assert (await two.ensure_topic("first")).partitions == 3
+    assert two.catalog.partition("first", 2) is not None, "or the append that asked is refused as of an unknown topic"
 
 
 async def test_a_drained_broker_hands_over_and_leaves(cluster: Cluster) -> None:

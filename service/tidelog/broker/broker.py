@@ -245,17 +245,17 @@ class Broker:
             raise
 
     async def ensure_topic(self, topic: str) -> Topic:
-        """Return a topic that `append` does not know yet; make it where topics are made on first use. Raises UnknownTopic."""
+        """Return a topic that `append` does not know yet, and does from then on; make it where that is done. Raises UnknownTopic."""
         await self.catalog.refresh()
+        if self.catalog.topic(topic) is None and self._settings.auto_create_topics:
+            try:
+                return await self.create_topic(topic, partitions=0, config=self._default_config())
+            except TopicExists:  # somebody else was first: another broker, or another call on this one
+                await self.catalog.refresh()
         found = self.catalog.topic(topic)
-        if found is not None:
-            return found
-        if not self._settings.auto_create_topics:
+        if found is None:
             raise UnknownTopic(f"topic {topic!r} was asked for, but there is no such topic; create it, or list topics to see what there is")
-        try:
-            return await self.create_topic(topic, partitions=0, config=self._default_config())
-        except TopicExists:  # somebody else was first
-            return await self._topic(topic)
+        return found
 
     def topic(self, name: str) -> Topic | None:
         """Return a topic as of the last poll; None where it was not known then."""
