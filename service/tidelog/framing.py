@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 Buffer = bytes | bytearray | memoryview
 
 _MOST_VARINT_BYTES = 10
+_MOST_TAG_BYTES = 5
 
 
 def field_tag(message: type[Message], name: str) -> int:
@@ -47,8 +48,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
     while position < size:
         tag, content = _read_varint(message, position)
         kind = tag & 7
-        if not 8 <= tag < 1 << 32:
-            raise DecodeError(f"the field at byte {position} has number {tag >> 3}")
+        if not 8 <= tag < 1 << 32 or content - position > _MOST_TAG_BYTES:
+            raise DecodeError(f"the field at byte {position} has number {tag >> 3} in {content - position} bytes")
         if kind == 0:
             _, end = _read_varint(message, content)
         elif kind == 1:

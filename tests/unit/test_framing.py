@@ -1,9 +1,12 @@
 """Large fields are joined to messages and taken out of them, and protobuf cannot tell."""
 
+from unittest import mock
+
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tidelog import framing
 from tidelog.client import wire as client_wire
 from tidelog.proto.v1 import log_pb2
 from tidelog.server import wire
@@ -87,6 +90,56 @@ def test_what_protobuf_cannot_parse_is_refused_in_large_messages_too(garbage: by
                 wire.produce_request(data)
         else:
             assert told(data) == expected
+
+
+def padded_varint(value: int, padding: int) -> bytes:
+    """A number in more bytes than it needs, which is allowed up to ten."""
+    found = framing._varint(value)
+    return found if not padding else found[:-1] + bytes([found[-1] | 0x80]) + b"\x80" * (padding - 1) + b"\0"
+
+
+def any_field(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """A field of a number that is known or not, of any wire type, whatever it should have: what comes after it may be cut short."""
+    number = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 15, 16, 2**29 - 1])
+    padding = st.sampled_from([0, 0, 0, 1, 3])
+    tagged = st.builds(lambda n, kind, more: padded_varint(n << 3 | kind, more), number, st.sampled_from([0, 1, 2, 2, 2, 5]), padding)
+    held = st.one_of(
+        st.builds(lambda data, more: padded_varint(len(data), more) + data, content, padding),
+        st.builds(padded_varint, st.integers(0, MOST_NUMBER), padding),
+        st.binary(min_size=4, max_size=8),
+    )
+    return st.builds(bytes.__add__, tagged, held)
+
+
+def any_message(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    return st.lists(any_field(content), max_size=5).map(b"".join)
+
+
+hostile = st.builds(
+    lambda data, keep, at, byte: (data[:at] + bytes([byte]) + data[at + 1 :])[: max(0, len(data) - keep)],
+    any_message(any_message(st.one_of(st.text(max_size=5).map(str.encode), st.binary(max_size=5)))),
+    st.sampled_from([0, 0, 0, 1, 2, 5]),
+    st.integers(0, 40),
+    st.integers(0, 255),
+)
+
+
+@given(hostile)
+@settings(max_examples=300, deadline=None)
+def test_whatever_bytes_come_are_told_as_protobuf_tells_them(data: bytes) -> None:
+    with mock.patch.object(wire, "_LARGE_BYTES", 0):
+        try:
+            expected = list(log_pb2.ProduceRequest.FromString(data).appends)
+        except DecodeError:
+            with pytest.raises(DecodeError):
+                wire.produce_request(data)
+            return
+        found, refused = None, ""
+        try:
+            found = told(data)
+        except DecodeError as error:
+            refused = str(error)
+        assert found == expected or "wire type" in refused, "groups alone are refused here and not there"
 
 
 def test_groups_which_no_message_here_uses_are_refused_in_large_messages() -> None:
