@@ -245,6 +245,25 @@ async def test_an_unanswered_append_is_unknown_at_its_deadline() -> None:
     assert q.queue.next_identity is None
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+@pytest.mark.parametrize("answer", [None, OutcomeUnknown("x"), ConditionFailed("x"), UnknownProducer("x"), OutOfOrderSequence("x")])
+async def test_an_answer_after_the_deadline_changes_nothing(answer: TidelogError | None, idempotent: bool) -> None:
+    q = Queue(idempotent=idempotent)
+    future = q.add(b"late", deadline=10)
+    q.add(b"next")
+    out = q.take_all()
+    q.queue.expire(10)
+    released = q.released
+    if answer is None:
+        q.queue.succeeded(out[0], 0)
+    else:
+        assert not q.queue.refused(out[0], answer, 11)
+    assert isinstance(future.exception(), OutcomeUnknown)
+    assert q.released == released, "once is enough: more would let the buffer grow beyond its limit"
+    q.queue.identify(Identity(8, 0, 0))
+    assert [decode_values(append.data) for append in q.take_all(11)] == ([] if idempotent else [[b"next"]])
+
+
 async def test_a_conditional_append_travels_alone() -> None:
     q, _, out = await started()
     conditional = q.add(b"only if", expected=4)

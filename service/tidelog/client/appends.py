@@ -285,6 +285,8 @@ class PartitionQueue:
 
     def succeeded(self, append: Append, base_offset: int) -> None:
         """Take the answer that an append is committed, now or by an earlier attempt."""
+        if append.batch.ended:
+            return  # too late: it was reported as unknown
         append.state = State.DONE
         append.batch.succeed(self.topic, self.partition, base_offset)
         self._released(append.batch.size)
@@ -292,6 +294,8 @@ class PartitionQueue:
 
     def refused(self, append: Append, error: TidelogError, now: float) -> bool:
         """Take the answer that an append is not committed, or may be; return whether another broker should be asked."""
+        if append.batch.ended:
+            return False
         append.state = State.WAITING
         if isinstance(error, OutcomeUnknown) or type(error) is TidelogError:  # a broker's fault says nothing of what was done
             append.may_be_written = True
