@@ -292,6 +292,31 @@ async def test_a_topic_that_brokers_make_on_first_use_is_made_before_keys_get_th
     assert {ack.partition for ack in acks} == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("key", [b"1", None])  # Kafka puts it into partition 1 of 2
+async def test_partitions_that_are_added_or_gone_later_are_noticed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, key: bytes | None
+) -> None:
+    monkeypatch.setattr("tidelog.client.producer._METADATA_MAX_AGE_S", 0.02)
+    async with tidelog.connect(cluster.brokers[0].address) as log, log.producer(linger_ms=0) as producer:
+        assert (await soon(producer.send("one", b"v", key=key))).partition == 0
+        cluster.topics["one"] = 2
+        async with asyncio.timeout(30):
+            while (await producer.send("one", b"v", key=key)).partition == 0:
+                await asyncio.sleep(0.005)
+        cluster.topics["one"] = 1  # deleted and made anew
+        async with asyncio.timeout(30):
+            while not await written(producer.send("one", b"v", key=key)):
+                await asyncio.sleep(0.005)
+
+
+async def written(work: Awaitable[Ack]) -> bool:
+    try:
+        await work
+    except UnknownPartition:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -392,6 +392,7 @@ class Producer:
                 return batch
             queue.close_open()
             self._list(queue)
+        self._topic(queue.topic)  # which asks anew from time to time: partitions may have been added
         batch = queue.open = Batch(
             opened_at_ms=self._clock.wall_ms(),
             deadline=self._clock.monotonic() + self._delivery_timeout_s,
@@ -494,7 +495,7 @@ class Producer:
             told = next(found for found in answer.topics if found.name == topic.name)
             if told.HasField("error"):
                 raise wire.error_of(told.error)
-            topic.partitions = max(topic.partitions, told.partitions)
+            topic.partitions = told.partitions
             topic.asked_at = self._clock.monotonic()
         except TidelogError as error:
             if not topic.partitions:
