@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import random
 import socket
 from collections.abc import Awaitable
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any, TypeVar
 import pytest
 import tidelog
 import trustme
+from tidelog.client.connection import Broker, Brokers, Credentials
 from tidelog.errors import InvalidRequest, NotReady, PermissionDenied, RecordTooLarge, TidelogError, Unauthenticated
 
+from tests import virtual_time
 from tests.fake_broker import OK, draining, running_cluster
+from tests.virtual_time import VirtualClock
 
 T = TypeVar("T")
 
@@ -116,6 +120,27 @@ async def test_many_who_look_for_a_broker_at_once_all_find_it_when_it_comes() ->
             await asyncio.sleep(0.5)
             await broker.start(port=port)
             assert await soon(asyncio.gather(*waiting)) == [["t"]] * 20
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_call_has_what_finding_a_broker_left_of_its_time(repeatable: bool) -> None:
+    given: list[float] = []
+
+    class Found(Broker):
+        async def unary(self, method: object, request: object, *, timeout_s: float) -> Any:
+            given.append(timeout_s)
+
+    class SlowToFind(Brokers):
+        async def connected(self) -> Broker:
+            await asyncio.sleep(0.75)
+            return Found("a:1", Credentials(), given=True, order=0)
+
+    async def main() -> None:
+        brokers = SlowToFind(["a:1"], credentials=Credentials(), zone=None, call_timeout_s=1, clock=VirtualClock(), chance=random.Random(1))
+        await brokers.call(lambda broker: broker.unary, None, repeatable=repeatable)
+
+    virtual_time.run(main)
+    assert given == [0.25]
 
 
 @pytest.mark.parametrize("servers", ["", ",", [], "a:b", "host:0", "host:70000", ":1", "::1:9595"])

@@ -243,6 +243,8 @@ class Broker:
         self.leave()
         for left in self._left:
             await left.channel.close()
+            if left.closed is not None:
+                await left.closed
 
 
 class Brokers:
@@ -351,6 +353,7 @@ class Brokers:
                     broker = await self.connected()
             except TimeoutError:
                 break
+            remaining = deadline - self.clock.monotonic()  # finding a broker took some of it
             try:
                 answer = await broker.unary(
                     method(broker), request, timeout_s=min(remaining, _ATTEMPT_TIMEOUT_S) if repeatable else remaining
