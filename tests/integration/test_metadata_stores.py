@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -127,6 +127,32 @@ async def test_a_lock_of_another_program_is_waited_for_and_then_named(tmp_path: 
     shell.close()
     await join(store, "b0")
     await store.close()
+
+
+async def test_every_commit_is_synced(tmp_path: Path) -> None:
+    store = await sqlite(tmp_path / "meta.db")
+    assert [tuple(row) for row in await store.run(lambda tx: tx.rows("PRAGMA journal_mode"))] == [("wal",)]
+    assert [tuple(row) for row in await store.run(lambda tx: tx.rows("PRAGMA synchronous"))] == [(2,)], "FULL"
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"), [("journal_mode = WAL", "journal_mode = DELETE"), ("synchronous = FULL", "synchronous = NORMAL")]
+)
+async def test_a_file_whose_commits_would_not_be_synced_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, got: str
+) -> None:
+    """As a network file system does that cannot share memory: SQLite then quietly keeps another mode."""
+
+    class Otherwise(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            return super().execute(sql.replace(asked, got), *parameters)
+
+    monkeypatch.setattr("tidelog.metadata.sqlite.sqlite3.connect", partial(sqlite3.connect, factory=Otherwise))
+    with pytest.raises(MetadataUnusable, match="needs journal_mode and synchronous .* put it on a local file system"):
+        await sqlite(tmp_path / "meta.db")
+    monkeypatch.undo()
+    await (await sqlite(tmp_path / "meta.db")).close()  # and nothing is held
 
 
 def test_a_disk_that_fails_at_the_commit_leaves_the_outcome_unknown(tmp_path: Path) -> None:
@@ -285,17 +311,38 @@ async def test_a_pooler_that_drops_time_outs_is_refused(link: DatabaseLink, name
         await postgres(link.url)
 
 
-async def test_fsync_off_is_refused(postgres_server: PostgresServer, postgres_url: str) -> None:
-    await postgres_server.execute("ALTER SYSTEM SET fsync = off")
+async def test_a_pooler_that_turns_synchronous_commits_off_is_refused(link: DatabaseLink) -> None:
+    link.rewrite = lambda piece: piece.replace(b"\x00synchronous_commit\x00on\x00", b"\x00synchronous_commit\x00no\x00")
+    with pytest.raises(
+        MetadataUnusable, match="synchronous_commit = on or remote_apply, but .* has 'off': acknowledged commits could be lost"
+    ):
+        await postgres(link.url)
+
+
+async def test_an_isolation_in_which_later_statements_do_not_see_later_commits_is_refused(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    await postgres_server.execute(f"ALTER DATABASE {database_of(postgres_url)} SET default_transaction_isolation = 'repeatable read'")
+    with pytest.raises(MetadataUnusable, match="default_transaction_isolation = read committed, but .* has 'repeatable read'"):
+        await postgres(postgres_url)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("fsync", "a crash would lose acknowledged records"), ("full_page_writes", "a crash could tear pages")]
+)
+async def test_a_server_that_is_not_safe_in_a_crash_is_refused(
+    postgres_server: PostgresServer, postgres_url: str, name: str, remedy: str
+) -> None:
+    await postgres_server.execute(f"ALTER SYSTEM SET {name} = off")
     await postgres_server.execute("SELECT pg_reload_conf()")
     try:
-        await _until(postgres_server, "fsync", "off")
-        with pytest.raises(MetadataUnusable, match="fsync = on, but .* has 'off': a crash would lose acknowledged records"):
+        await _until(postgres_server, name, "off")
+        with pytest.raises(MetadataUnusable, match=f"{name} = on, but .* has 'off': {remedy}"):
             await postgres(postgres_url)
     finally:
-        await postgres_server.execute("ALTER SYSTEM RESET fsync")
+        await postgres_server.execute(f"ALTER SYSTEM RESET {name}")
         await postgres_server.execute("SELECT pg_reload_conf()")
-        await _until(postgres_server, "fsync", "on")
+        await _until(postgres_server, name, "on")
 
 
 async def _until(server: PostgresServer, setting: str, value: str) -> None:
