@@ -62,6 +62,68 @@ async def sealed(broker: Broker, bucket: Bucket, *values: bytes, **more: Any) ->
     return future
 
 
+async def seconds_until_sealed(broker: Broker, bucket: Bucket, size: int, **more: Any) -> float:
+    now = asyncio.get_running_loop().time
+    began = now()
+    await sealed(broker, bucket, bytes(size), **more)
+    return now() - began
+
+
+@on_virtual_time
+async def test_a_segment_leaves_when_nothing_is_on_its_way_and_the_budget_of_requests_allows(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster, max_latency_ms=5000, puts_per_second=0.5)
+    waited = []
+    for _ in range(3):
+        waited.append(await seconds_until_sealed(broker, bucket, 10))
+        assert broker.life is not None
+        await broker.life.intake.drained()
+    assert [round(each) for each in waited] == [0, 2, 2]
+
+
+@on_virtual_time
+async def test_beside_others_on_their_way_a_segment_leaves_by_size_or_when_its_time_is_up(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster, segment_bytes=8192, max_latency_ms=5000)
+    bucket.held = dict.fromkeys(range(1, 10), asyncio.Event())
+    assert await seconds_until_sealed(broker, bucket, 10) < 0.1, "nothing is on its way"
+    assert 5 <= await seconds_until_sealed(broker, bucket, 10) < 5.1, "it waits for company"
+    assert 0.5 <= await seconds_until_sealed(broker, bucket, 10, max_latency_ms=500) < 0.6, "as long as is asked for"
+    assert await seconds_until_sealed(broker, bucket, 1000) < 0.1, "an eighth of a segment is worth a request"
+
+
+@on_virtual_time
+async def test_a_full_segment_waits_for_no_budget_of_requests(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster, segment_bytes=8192, max_latency_ms=5000, puts_per_second=0.01)
+    await sealed(broker, bucket, b"takes what the budget has")
+    assert 5 <= await seconds_until_sealed(broker, bucket, 1000) < 5.1
+    assert await seconds_until_sealed(broker, bucket, 8192) < 0.1
+
+
+@on_virtual_time
+async def test_beyond_the_limit_of_open_sequences_nothing_is_sealed(cluster: Cluster) -> None:
+    """Uploaded or not: what a leader does not answer piles up no further."""
+    broker, bucket = await begin(cluster, max_open_sequences=2)
+    bucket.held = {1: asyncio.Event(), 2: asyncio.Event()}
+    futures = [await sealed(broker, bucket, b"%d" % number) for number in range(2)]
+    futures += [broker.append(AppendRequest("clicks", 0, batch(b"%d" % number))) for number in (2, 3)]
+    bucket.held[2].set()  # in the bucket, but its reference may not go before the first one's
+    await asyncio.sleep(1)
+    assert broker.life is not None
+    assert (bucket.begun, broker.life.intake.open_sequences) == ([1, 2], 2)
+    bucket.held[1].set()
+    assert [(await future).base_offset for future in futures] == [0, 1, 2, 3]
+    assert bucket.begun == [1, 2, 3], "those that waited left together"
+
+
+@on_virtual_time
+async def test_no_append_waits_longer_than_the_longest_time_out(cluster: Cluster) -> None:
+    broker, bucket = await begin(cluster, max_append_timeout_ms=2000)
+    bucket.held[1] = asyncio.Event()
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(TimedOut):
+        await append(broker, "clicks", b"a", timeout_ms=10**9)
+    assert asyncio.get_running_loop().time() - began < 2.2
+
+
 @on_virtual_time
 async def test_a_caller_who_leaves_takes_nothing_back(cluster: Cluster) -> None:
     """I5: wherever the append is at that moment."""

@@ -1,13 +1,16 @@
 """The service as a process: how it begins, and how it ends."""
 
+import asyncio
 import signal
 import socket
+import tempfile
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.command_line import dev, started
+from tests.postgres_server import PostgresServer
 
 
 def page(address: str, path: str) -> str:
@@ -49,6 +52,22 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGCONT)
         process.wait(60)
     assert process.returncode == 1
+
+
+def test_a_broker_begins_as_soon_as_its_database_is_there(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """Brokers and what they need are often started together."""
+    with tempfile.TemporaryDirectory(prefix="tidelog-late-") as place:  # short: the socket's path is limited to 107 bytes
+        socket_directory = Path(place) / "db"
+        flags = ["--bucket", f"file://{tmp_path}", "--metadata", f"postgresql://postgres@/late?host={socket_directory}"]
+        flags += ["--listen", "127.0.0.1:0", "--metrics-listen", ""]
+        with started("broker", *flags, TIDELOG_LOG_FORMAT="json") as process:
+            assert process.stderr is not None
+            assert any('"start_waits"' in line for line in process.stderr)
+            asyncio.run(postgres_server.execute("CREATE DATABASE late"))
+            socket_directory.symlink_to(postgres_server.directory)
+            assert any('"broker_ready"' in line for line in process.stderr)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
 
 
 def test_a_service_in_memory_leaves_nothing(tmp_path: Path) -> None:
