@@ -8,6 +8,7 @@ import pytest
 from tidelog.errors import ConditionFailed, OutcomeUnknown, OutOfOrderSequence, TimeTravel, UnknownProducer, UnknownTopic
 from tidelog.metadata import topics as topic_verbs
 from tidelog.metadata.extents import read_extents
+from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import TopicConfig
 from tidelog.records.codec import Producer
 
@@ -141,15 +142,17 @@ async def test_a_topic_that_another_makes_at_the_same_moment_is_known_at_once(cl
         """The metadata store, seen by a broker that is always the second to create a topic."""
 
         exclusive = False
-        run_reserved = staticmethod(cluster.store.run_reserved)
-        close = staticmethod(cluster.store.close)
 
-        async def run(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        def __init__(self, store: MetadataStore) -> None:
+            self.run_reserved = store.run_reserved
+            self.close = store.close
+
+        async def run(self, function: Callable[..., Any], /, *_: Any, **arguments: Any) -> Any:
             if function is topic_verbs.create_topic:
                 await one.create_topic(arguments["name"], partitions=3, config=TopicConfig())
             return await cluster.store.run(function, **arguments)
 
-    two = await cluster.start("two", AUTO_CREATE, wrap=lambda _: Late())
+    two = await cluster.start("two", AUTO_CREATE, wrap=Late)
     await cluster.kill("two")  # and with it the polls that might have told it of the topic; it can still be asked
     assert (await two.ensure_topic("first")).partitions == 3
     assert two.catalog.partition("first", 2) is not None, "or the append that asked is refused as of an unknown topic"
