@@ -62,7 +62,7 @@ class _Wire:
         self.network.loop.call_soon(self._deliver, references)
 
     def _deliver(self, references: Sequence[Reference]) -> None:
-        if self.closed:
+        if self.closed or (self.source, self.target) in self.network.silent:
             return
         target = self.network.brokers.get(self.target)
         if target is None or (self.source, self.target) in self.network.cut:
@@ -115,6 +115,8 @@ class Network:
 
     brokers: dict[str, Broker] = field(default_factory=dict)
     cut: set[tuple[str, str]] = field(default_factory=set)
+    silent: set[tuple[str, str]] = field(default_factory=set)
+    """Between these references get lost, and nobody is told."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

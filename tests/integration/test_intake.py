@@ -115,6 +115,25 @@ async def test_beyond_the_limit_of_open_sequences_nothing_is_sealed(cluster: Clu
 
 
 @on_virtual_time
+async def test_a_leader_that_does_not_answer_is_asked_again_on_a_new_link(cluster: Cluster) -> None:
+    """Half-open: the link looks well, and nothing comes of what is sent."""
+    settings = SETTINGS.model_copy(update={"peer_timeout_ms": 2000})
+    one, two = [await cluster.start(name, settings) for name in ("one", "two")]
+    await one.create_topic("clicks", partitions=8, config=TopicConfig())
+    await until(lambda: two.life is not None and bool(two.life.ledger.led()))
+    assert two.life is not None
+    partition = one.catalog.partition_by_id(next(iter(two.life.ledger.led())))
+    assert partition is not None
+    cluster.network.silent = {("one", "two")}
+    waiting = asyncio.ensure_future(append(one, "clicks", b"a", partition=partition.partition))
+    await asyncio.sleep(1)
+    cluster.network.silent = set()
+    began = asyncio.get_running_loop().time()
+    assert (await waiting).base_offset == 0
+    assert 0.5 < asyncio.get_running_loop().time() - began < 2.5
+
+
+@on_virtual_time
 async def test_no_append_waits_longer_than_the_longest_time_out(cluster: Cluster) -> None:
     broker, bucket = await begin(cluster, max_append_timeout_ms=2000)
     bucket.held[1] = asyncio.Event()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 from tidelog.broker.broker import Broker
-from tidelog.errors import Draining, MetadataUnavailable
+from tidelog.errors import Draining, MetadataUnavailable, NotReady
 from tidelog.metadata.marks import report_resolved
 from tidelog.metadata.membership import end_expired_epochs, register
 from tidelog.metadata.store import MetadataStore
@@ -90,6 +90,20 @@ def test_an_outage_of_the_store_ends_nobodys_epoch_and_is_a_pause_for_appends() 
     for leases in (0.75, 0.9, 3.0):
         for phase in (0.0, 0.1, 0.2):
             on_virtual_time(partial(outage, leases=leases, phase=phase))()
+
+
+@on_virtual_time
+async def test_a_broker_whose_lease_has_lapsed_takes_nothing_until_it_is_renewed(cluster: Cluster) -> None:
+    """Its epoch may have been ended: what it took would be of no writer any more."""
+    brokers = await three(cluster)
+    away(brokers, away=True)
+    await asyncio.sleep(LEASE_S)
+    with pytest.raises(NotReady, match="lease could not be renewed, so it may not take appends; nothing was done"):
+        await append(brokers[0], "clicks", b"v")
+    assert "lease could not be renewed" in (brokers[0].ready() or "")
+    away(brokers, away=False)
+    await until(lambda: brokers[0].ready() is None)
+    assert (await append(brokers[0], "clicks", b"v")).base_offset == 0
 
 
 def deadline(broker: Broker) -> float:

@@ -386,6 +386,23 @@ async def test_more_at_once_than_there_are_connections_wait_for_a_while(postgres
     await store.close()
 
 
+async def test_a_renewal_waits_for_no_connection_that_others_use(postgres_url: str) -> None:
+    store = await open_postgres(PostgresSettings(postgres_url, pool_size=1))
+    broker = (await join(store, "b0")).broker_epoch
+    begun = asyncio.Event()
+
+    def slow(tx: Transaction) -> None:
+        begun.set()
+        tx.rows("SELECT pg_sleep(2)")
+
+    slowly = asyncio.ensure_future(store.run(slow))
+    await begun.wait()
+    await store.run_reserved(renew_lease, broker_id="b0", broker_epoch=broker, ttl_ms=TTL_MS)
+    assert not slowly.done()
+    await slowly
+    await store.close()
+
+
 async def test_a_network_that_drops_everything_is_given_up_in_time_and_found_again(link: DatabaseLink) -> None:
     """No answer, no refusal: a half-open connection. The lease's connection is bound by the same time."""
     store = await postgres(link.url, lease_ttl_ms=1000)

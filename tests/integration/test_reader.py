@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -92,6 +93,17 @@ class GatedStore(CountingStore):
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         await self.gate.wait()
         return await super().get_range(key, position, length)
+
+
+class StuckPast(GatedStore):
+    """Ranged GETs of what is there now wait while the gate is closed; of what is written later they do not."""
+
+    def __init__(self, store: ObjectStore, past: set[str]) -> None:
+        super().__init__(store)
+        self.past = past
+
+    async def get_range(self, key: str, position: int, length: int) -> bytes:
+        return await (super().get_range if key in self.past else self.store.get_range)(key, position, length)
 
 
 class FlakyMetadata:
@@ -569,6 +581,44 @@ async def test_many_readers_of_the_past_take_turns() -> None:
             assert reader.stats.block_misses == 2 * SMALL.max_cold_reads, "no more hold memory, however many wait"
             gated.gate.set()
             assert [run.batches for run in await asyncio.gather(*reads)] == [log.bytes_from(0, place) for place in range(60)]
+
+
+async def test_the_tail_waits_for_no_read_of_the_past() -> None:
+    async with a_log(partitions=61) as log, AsyncExitStack() as stack:
+        chance = random.Random(1)
+        for place in range(60):
+            await log.write({place: [batch(10, 300, chance)]}, tell=False)
+        stuck = StuckPast(log.objects, {found.key async for found in log.objects.list()})
+        reader = await stack.enter_async_context(reading(log, SMALL, objects=stuck, own=False))
+        tail = await stack.enter_async_context(reader.follow(log.ref(60)))
+        assert await read_all(tail) == b""
+        cursors = [await stack.enter_async_context(reader.follow(log.ref(place))) for place in range(60)]
+        stuck.gate.clear()
+        reads = [asyncio.ensure_future(cursor.read(0, max_bytes=100)) for cursor in cursors]
+        while reader.cold.free:
+            await asyncio.sleep(0)
+        await log.write({60: [batch(10, 300, chance)]})
+        async with asyncio.timeout(10):
+            await tail.wait(0)
+            assert (await tail.read(0, max_bytes=10_000)).batches == log.bytes_from(0, 60)
+        stuck.gate.set()
+        await asyncio.gather(*reads)
+
+
+async def test_reads_of_the_past_make_way_while_the_event_loop_lags() -> None:
+    async with a_log() as log:
+        await log.write_many(1, tell=False)
+        gated = GatedStore(log.objects)
+        async with reading(log, objects=gated) as reader, reader.follow(log.ref()) as cursor:
+            gated.gate.clear()
+            waiting = asyncio.ensure_future(cursor.read(0, max_bytes=100))
+            async with asyncio.timeout(10):
+                while reader.cold.allowed == reader.cold.most:
+                    await asyncio.sleep(0)
+                    time.sleep(0.2)
+            assert reader.tail.allowed == reader.tail.most
+            gated.gate.set()
+            await waiting
 
 
 async def test_what_lies_below_the_log_start_is_out_of_range_and_sql_says_so() -> None:

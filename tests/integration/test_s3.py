@@ -449,6 +449,21 @@ async def test_the_server_keeps_our_checksum(s3_settings: S3Settings) -> None:
     await store.close()
 
 
+async def test_reads_ask_for_the_checksum_that_the_server_keeps(s3_settings: S3Settings) -> None:
+    """AWS tells it to nobody who does not ask."""
+    asked: list[tuple[str, str | None]] = []
+
+    async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        asked.append((request.method, request.headers.get("x-amz-checksum-mode")))
+        return await forward()
+
+    async with misbehaving(s3_settings, rule) as store:
+        await store.put_new("k", [b"123456789"])
+        await store.get_range("k", 0, 9)
+        await store.head("k")
+    assert asked == [("PUT", None), ("GET", "ENABLED"), ("HEAD", "ENABLED")]
+
+
 def noting(puts: list[web.Request]) -> Rule:
     async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
         if request.method == "PUT":

@@ -127,6 +127,17 @@ async def test_a_membership_read_before_a_writer_began_does_not_make_its_referen
         assert [(extent.base_offset, extent.next_offset) for extent in await at.extents()] == [(0, 1)]
 
 
+async def test_beyond_its_limit_a_queue_takes_nothing_until_something_is_committed() -> None:
+    async with scene(max_pending_references=2) as at:
+        session, answers = at.session()
+        session.offer([reference(1, number=0, appends=2), reference(2, number=1)])
+        await at.work(lambda: len(answers.got) == 2)
+        assert [(answer.number, answer.outcomes and len(answer.outcomes)) for answer in answers.got] == [(1, None), (0, 2)], "not now"
+        session.offer([reference(2, number=1)])
+        await at.work(lambda: len(answers.got) == 3)
+        assert answers.got[-1].outcomes == (Accepted(2, 3, 1),)
+
+
 async def test_what_gathered_in_an_outage_is_committed_in_transactions_of_bounded_size() -> None:
     async with scene(commit_max_extents=2) as at:
         session, answers = at.session()

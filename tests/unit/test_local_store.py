@@ -244,6 +244,26 @@ async def test_a_write_that_became_visible_but_was_not_synced_is_unknown_not_fai
     await store.put_new("a/second", [b"y"])
 
 
+async def test_an_object_is_synced_before_it_has_its_name_and_its_name_before_success_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed does not show this; a machine that loses power does."""
+    root = tmp_path / "objects"
+    store = opened(root)
+    await store.put_new("a/before", [b"x"])
+    synced: list[tuple[int, int, bool]] = []
+    sync = os.fsync
+
+    def noted(handle: int) -> None:
+        found = os.fstat(handle)
+        synced.append((found.st_ino, found.st_size if stat.S_ISREG(found.st_mode) else -1, (root / "a" / "k").exists()))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    await store.put_new("a/k", [b"123", b"45"])
+    assert synced == [((root / "a" / "k").stat().st_ino, 5, False), ((root / "a").stat().st_ino, -1, True)]
+
+
 async def test_folders_that_another_writer_just_made_are_synced_before_success_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
