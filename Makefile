@@ -43,8 +43,8 @@ test-pythons: ## the tests on every supported Python that this machine has
 	for python in $(PYTHONS); do version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	$(MAKE) --no-print-directory unit PYTHON=$$python VENV=.venv-$$version || exit 1; done
 
-chaos: venv ## real brokers under kill -9, pauses and drains for MINUTES (default 5)
-	CHAOS_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) $(BIN)/python -m pytest -q -s tests/chaos
+chaos: venv ## real brokers, links, S3 and PostgreSQL under faults of every kind for MINUTES (default 5)
+	CHAOS_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) $(BIN)/python -m pytest -q -s tests/chaos/test_chaos.py
 
 sim: venv ## replay one simulated run, and tell what led to its first violation: make sim SEED=…
 	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEED) $(if $(SECONDS),--seconds $(SECONDS))

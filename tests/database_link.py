@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-_SOCKET = ".s.PGSQL.5432"
+from tests.postgres_server import SOCKET
 
 
 class DatabaseLink:
@@ -75,10 +75,10 @@ async def database_link(server_directory: Path, database: str) -> AsyncIterator[
         assert task is not None
         clients.add(task)
         with suppress(OSError, asyncio.CancelledError):
-            await link.carry(reader, writer, server_directory / _SOCKET)
+            await link.carry(reader, writer, server_directory / SOCKET)
         clients.discard(task)
 
-    listener = await asyncio.start_unix_server(accept, str(directory / _SOCKET))
+    listener = await asyncio.start_unix_server(accept, str(directory / SOCKET))
     try:
         yield link
     finally:

@@ -12,6 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+SOCKET = ".s.PGSQL.5432"
+"""What a server's Unix socket is called in its directory."""
 _AS_USER = (
     "import os, pwd, sys; user = pwd.getpwnam(sys.argv[1]); os.setgroups([]); os.setgid(user.pw_gid); os.setuid(user.pw_uid);"
     " os.execv(sys.argv[2], sys.argv[2:])"

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ class BrokerProcess:
 
     def __init__(self, spawner: Spawner, folder: Path, name: str, port: int, flags: dict[str, Any]) -> None:
         self.name = name
-        self.address = f"127.0.0.1:{port}"
+        self.address = flags.get("advertise") or f"127.0.0.1:{port}"
+        """Where others reach it."""
         self.log = folder / f"{name}.log"
         self.most_rss = 0
         self._spawner = spawner
@@ -78,7 +79,7 @@ class BrokerProcess:
         self._ended: asyncio.Future[int] | None = None
         self._flags = {
             "broker_id": name,
-            "listen": self.address,
+            "listen": f"127.0.0.1:{port}",
             "metrics_listen": "",
             "lease_ms": LEASE_MS,
             "catalog_poll_ms": 100,
@@ -115,6 +116,14 @@ class BrokerProcess:
         self.send(signal.SIGTERM)
         return await self.ended()
 
+    def holds(self, socket: str) -> bool:
+        """Return whether the process has this socket, named as in /proc, open."""
+        try:
+            with os.scandir(f"/proc/{self._pid}/fd") as files:
+                return any(os.readlink(each.path) == socket for each in files)
+        except (FileNotFoundError, ProcessLookupError):  # the process, or one of its files, ended meanwhile
+            return False
+
     def measure(self) -> None:
         """Remember the largest memory seen."""
         if self.alive:
@@ -125,10 +134,16 @@ class BrokerProcess:
 
 
 @asynccontextmanager
-async def broker_processes(folder: Path, ports: list[int], **flags: Any) -> AsyncIterator[list[BrokerProcess]]:
-    """Run a broker on each port; none is left behind."""
+async def broker_processes(
+    folder: Path, ports: list[int], *, advertise: Sequence[str] = (), **flags: Any
+) -> AsyncIterator[list[BrokerProcess]]:
+    """Run a broker on each port, known to others by the addresses in `advertise`; none is left behind."""
     async with spawner() as spawns:
-        brokers = [BrokerProcess(spawns, folder, f"b{number}", port, flags) for number, port in enumerate(ports)]
+        known = advertise or [f"127.0.0.1:{port}" for port in ports]
+        brokers = [
+            BrokerProcess(spawns, folder, f"b{number}", port, flags | {"advertise": address})
+            for number, (port, address) in enumerate(zip(ports, known, strict=True))
+        ]
         try:
             for broker in brokers:
                 await broker.start()
@@ -138,6 +153,16 @@ async def broker_processes(folder: Path, ports: list[int], **flags: Any) -> Asyn
                 if broker.alive:
                     broker.send(signal.SIGCONT)
                 await broker.kill()
+
+
+def owner(brokers: Sequence[BrokerProcess], port: int) -> str | None:
+    """Return which broker has a TCP connection from this local port; None where none has."""
+    local = f":{port:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        fields = line.split(maxsplit=10)
+        if fields[1].endswith(local):
+            return next((broker.name for broker in brokers if broker.holds(f"socket:[{fields[9]}]")), None)
+    return None
 
 
 def tail(broker: BrokerProcess, lines: int = 15) -> str:

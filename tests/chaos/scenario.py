@@ -1,43 +1,27 @@
-"""One chaos run: producers and consumers on every broker, a nemesis, healing, and a checker that reads the history."""
+"""One run: clients of all brokers, whatever befalls them, healing, and a checker that reads the history."""
 
 import asyncio
+import itertools
 import random
-import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tidelog
 from tidelog.errors import OutcomeUnknown, TidelogError
 
-from tests.chaos.cluster import LEASE_MS, BrokerProcess, broker_processes, tail
-from tests.sim.history import History, Poll, Send, check
+from tests.chaos.cluster import BrokerProcess, broker_processes, owner, tail
+from tests.chaos.links import Links, tcp
+from tests.sim.history import Asked, History, Poll, Send, check
 
 TOPIC = "chaos"
 PARTITIONS = 6
 PRODUCERS = 3
 HEALED_WITHIN_S = 15
-Fault = Callable[[], Awaitable[object]]
-
-
-@dataclass
-class Plan:
-    """What is to be done to the brokers."""
-
-    seconds: float
-    kills: int = 0
-    """It goes on until there were so many of them."""
-    weights: dict[str, int] = field(default_factory=lambda: {"kill": 6, "pause": 4, "drain": 1})
-    others: Mapping[str, Fault] = field(default_factory=dict)
-    """What else strikes, each with weight 2, and at least once."""
-    between_s: tuple[float, float] = (0.2, 1.5)
-    spared: int = 1
-    """So many brokers are always left to themselves."""
-    away_leases: float = 2.0
-    """A killed broker comes back at once, or up to so many leases later."""
 
 
 @dataclass
@@ -45,30 +29,59 @@ class Report:
     """What a run did and found."""
 
     seed: int
-    anomalies: dict[str, list[object]] = field(default_factory=dict)
+    seconds: float = 0
     faults: Counter[str] = field(default_factory=Counter)
     sends: Counter[str] = field(default_factory=Counter)
+    """Appends by outcome: ok, unknown, or the reason for which they were refused."""
+    questions: int = 0
+    reads: int = 0
+    """Records read."""
+    connections: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Through each link."""
     most_rss_mib: int = 0
+    anomalies: dict[str, list[object]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        def told(counts: Counter[str]) -> str:
+            return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+        found = Counter({name: len(what) for name, what in self.anomalies.items()})
+        return "\n".join(
+            (
+                "",
+                f"seed      {self.seed}, {self.seconds:.0f} s",
+                f"faults    {self.faults.total()}: {told(self.faults)}",
+                f"links     {sum(self.connections.values())} connections through {len(self.connections)} links",
+                f"appends   {told(self.sends)}",
+                f"questions {self.questions} for the end of a partition",
+                f"reads     {self.reads} records",
+                f"memory    {self.most_rss_mib} MiB at most",
+                f"anomalies {told(found)}",
+            )
+        )
 
 
 class Chaos:
-    """The state of one run."""
+    """The clients of one run, and what they saw."""
 
-    def __init__(self, brokers: list[BrokerProcess], plan: Plan, *, seed: int) -> None:
+    def __init__(self, brokers: list[BrokerProcess], chance: random.Random, report: Report) -> None:
         self.brokers = brokers
-        self.plan = plan
-        self.chance = random.Random(seed)
+        self.chance = chance
         self.history = History()
-        self.report = Report(seed)
+        self.report = report
         self.stopping = asyncio.Event()
         self._values = 0
-        self._busy: set[str] = set()
+
+    def begin(self, session: tuple[int, int] | None, number: int, partition: int) -> Send:
+        """Note that an append of a value that nobody else sends begins now."""
+        self._values += 1
+        send = Send(session, number, partition, self._values, time.monotonic())
+        self.history.sends.append(send)
+        return send
 
     def address(self) -> str:
         """All brokers, in a drawn order: a client begins with the first that answers."""
         return ",".join(broker.address for broker in self.chance.sample(self.brokers, len(self.brokers)))
-
-    # ---- clients
 
     async def produce(self, number: int) -> None:
         """Append unique values, a few at a time, for as long as the run lasts; a session ends with an append that did not go well."""
@@ -76,40 +89,59 @@ class Chaos:
         async with tidelog.connect(self.address()) as log:
             while not self.stopping.is_set():
                 session += 1
-                async with log.producer(linger_ms=2, delivery_timeout_ms=20_000) as producer:
+                async with log.producer(linger_ms=2, delivery_timeout_ms=20_000, request_timeout_ms=8000) as producer:
                     numbers: Counter[int] = Counter()
                     healthy = True
                     while healthy and not self.stopping.is_set():
                         sends = []
                         for _ in range(self.chance.randrange(1, 6)):
                             partition = self.chance.randrange(PARTITIONS)
-                            self._values += 1
-                            send = Send((number, session), numbers[partition], partition, self._values, time.monotonic())
+                            send = self.begin((number, session), numbers[partition], partition)
                             numbers[partition] += 1
-                            self.history.sends.append(send)
                             future = producer.send_nowait(TOPIC, b"%d" % send.value, partition=partition)
                             sends.append((send, future))
-                        healthy = all([await self._settle(send, future) for send, future in sends])
+                        healthy = all([await self.settle(send, future) for send, future in sends])
                         await asyncio.sleep(self.chance.uniform(0, 0.02))
 
-    async def _settle(self, send: Send, future: "asyncio.Future[tidelog.Ack]") -> bool:
+    async def load(self, number: int, *, size: int, per_second: float) -> None:
+        """Append values of so many bytes at a steady rate, whatever becomes of those before."""
+        settled: set[asyncio.Task[bool]] = set()
+        async with tidelog.connect(self.address()) as log, log.producer(linger_ms=5, delivery_timeout_ms=15_000) as producer:
+            for count in itertools.count():
+                await producer.ready()
+                if self.stopping.is_set():
+                    break
+                send = self.begin((number, 0), count, self.chance.randrange(PARTITIONS))
+                future = producer.send_nowait(TOPIC, (b"%d" % send.value).ljust(size), partition=send.partition)
+                settled = {task for task in settled if not task.done()} | {asyncio.create_task(self.settle(send, future))}
+                await asyncio.sleep(1 / per_second)
+            await asyncio.gather(*settled)
+
+    async def settle(self, send: Send, future: "asyncio.Future[tidelog.Ack]") -> bool:
+        """Note what became of an append; return whether it was acknowledged."""
         try:
             ack = await future
         except OutcomeUnknown:
-            send.kind = "info"
-        except TidelogError:
-            send.kind = "fail"
+            send.kind, outcome = "info", "unknown"
+        except TidelogError as error:
+            send.kind, outcome = "fail", error.reason
+            if not error.retriable:
+                self.anomaly("an error that no retry mends", repr(error))
         else:
-            send.kind, send.offset = "ok", ack.offset
+            send.kind, outcome, send.offset = "ok", "ok", ack.offset
         send.ended = time.monotonic()
-        self.report.sends[send.kind] += 1
+        self.report.sends[outcome] += 1
         return send.kind == "ok"
 
     async def consume(self, number: int) -> None:
         """Follow everything from the beginning, across whatever happens."""
         async with tidelog.connect(self.address()) as log:
             reading = asyncio.create_task(self._consume(number, log))
-            await self.stopping.wait()
+            stopped = asyncio.create_task(self.stopping.wait())
+            await asyncio.wait([reading, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                self.anomaly("a consumer ended by itself", repr(reading.exception()))
+                await stopped
             reading.cancel()
             await asyncio.wait([reading])
 
@@ -121,59 +153,24 @@ class Chaos:
         pairs = [(offset, int(value or b"0")) for offset, value in enumerate(batch.values, batch.base_offset)]
         now = time.monotonic()
         self.history.polls.append(Poll(number, 0, batch.partition, now, now, pairs))
+        self.report.reads += len(pairs)
 
-    # ---- faults
-
-    async def nemesis(self) -> None:
-        """Strike until it is over, then wait until all is undone."""
-        plan = self.plan
-        end = time.monotonic() + plan.seconds
-        running: set[asyncio.Task[object]] = set()
-        strikes: dict[str, Callable[[BrokerProcess], Awaitable[object]]] = {
-            "kill": self._kill,
-            "pause": self._pause,
-            "drain": self._drain,
-        }
-        weights = plan.weights | dict.fromkeys(plan.others, 2)
-        while time.monotonic() < end or self.report.faults["kill"] < plan.kills or not all(map(self.report.faults.get, plan.others)):
-            await asyncio.sleep(self.chance.uniform(*plan.between_s))
-            [name] = self.chance.choices(list(weights), weights=list(weights.values()))
-            if name in plan.others:
-                self.report.faults[name] += 1
-                running.add(asyncio.ensure_future(plan.others[name]()))
-                continue
-            free = [broker for broker in self.brokers if broker.name not in self._busy]
-            if len(free) > plan.spared:
-                self.report.faults[name] += 1
-                victim = self.chance.choice(free)
-                if not victim.alive:
-                    self.anomaly("a broker ended by itself", (victim.name, tail(victim)))
-                    await victim.start()
-                self._busy.add(victim.name)
-                running.add(asyncio.ensure_future(self._strike(strikes[name], victim)))
-        await asyncio.gather(*running)
-
-    async def _strike(self, strike: Callable[[BrokerProcess], Awaitable[object]], victim: BrokerProcess) -> None:
-        try:
-            await strike(victim)
-        finally:
-            self._busy.discard(victim.name)
-
-    async def _kill(self, victim: BrokerProcess) -> None:
-        await victim.kill()
-        await asyncio.sleep(self.chance.choice((0, self.chance.uniform(0, self.plan.away_leases * LEASE_MS / 1000))))
-        await victim.start()
-
-    async def _pause(self, victim: BrokerProcess) -> None:
-        victim.send(signal.SIGSTOP)
-        await asyncio.sleep(self.chance.uniform(0.5, 3) * LEASE_MS / 1000)
-        victim.send(signal.SIGCONT)
-
-    async def _drain(self, victim: BrokerProcess) -> None:
-        code = await victim.drain()
-        if code not in (0, -signal.SIGTERM):  # the latter where the process had hardly begun
-            self.anomaly("drain", (victim.name, code))
-        await victim.start()
+    async def ask(self) -> None:
+        """Ask for the ends of all partitions, again and again."""
+        async with tidelog.connect(self.address()) as log:
+            while not self.stopping.is_set():
+                began = time.monotonic()
+                try:
+                    described = await log.admin.describe_topic(TOPIC)
+                except TidelogError as error:
+                    if not error.retriable:
+                        self.anomaly("an error that no retry mends", repr(error))
+                else:
+                    now = time.monotonic()
+                    for each in described.partitions:
+                        self.history.asked.append(Asked(each.partition, began, now, each.next_offset, each.log_start_offset))
+                        self.report.questions += 1
+                await asyncio.sleep(self.chance.uniform(0, 0.2))
 
     def anomaly(self, name: str, what: object) -> None:
         """Note what may not be."""
@@ -190,9 +187,7 @@ class Chaos:
 
     async def probe(self, broker: BrokerProcess, partition: int) -> None:
         """Every partition takes appends again, through this broker."""
-        self._values += 1
-        send = Send(None, 0, partition, self._values, time.monotonic())
-        self.history.sends.append(send)
+        send = self.begin(None, 0, partition)
         try:
             async with asyncio.timeout(HEALED_WITHIN_S), tidelog.connect(broker.address) as log, log.producer() as producer:
                 ack = await producer.send(TOPIC, b"%d" % send.value, partition=partition)
@@ -204,7 +199,7 @@ class Chaos:
 
     async def read_all(self, number: int, broker: BrokerProcess) -> dict[int, int]:
         """Read every partition from its beginning to its end through one broker; return the ends."""
-        async with asyncio.timeout(60), tidelog.connect(broker.address) as log:
+        async with asyncio.timeout(600), tidelog.connect(broker.address) as log:
             async for batch in log.consume(TOPIC, start="earliest", follow=False).batches():
                 self._polled(number, batch)
             described = await log.admin.describe_topic(TOPIC)
@@ -223,25 +218,47 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-async def run(folder: Path, plan: Plan, *, seed: int, bucket: str, metadata: str) -> tuple[Report, list[BrokerProcess]]:
-    """Run chaos as planned, let everything heal, and check."""
-    async with broker_processes(folder, free_ports(3), bucket=bucket, metadata=metadata) as brokers:
-        chaos = Chaos(brokers, plan, seed=seed)
-        await _begin(brokers)
+async def front(links: Links | None, ports: list[int]) -> list[str]:
+    """Return where brokers that listen on these ports are reached: through links, where there are any."""
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    if links is None:
+        return addresses
+    return [await links.listen(f"b{number}", tcp(address)) for number, address in enumerate(addresses)]
+
+
+async def run(
+    folder: Path, befall: Callable[[Chaos], Awaitable[object]], *, seed: int, brokers: int = 3, links: Links | None = None, **flags: Any
+) -> tuple[Report, list[BrokerProcess]]:
+    """Run brokers and clients of theirs, have something befall them, let everything heal, and check."""
+    ports = free_ports(brokers)
+    report = Report(seed)
+    async with broker_processes(folder, ports, advertise=await front(links, ports), **flags) as processes:
+        chaos = Chaos(processes, random.Random(seed), report)
+        if links is not None:
+            links.know(lambda port: owner(processes, port))
+        await _begin(processes)
+        began = time.monotonic()
         work = [asyncio.create_task(chaos.produce(number)) for number in range(PRODUCERS)]
         work += [asyncio.create_task(chaos.consume(100 + number)) for number in range(2)]
+        work.append(asyncio.create_task(chaos.ask()))
         measuring = asyncio.create_task(chaos.measure())
-        await chaos.nemesis()
+        await befall(chaos)
+        for broker in processes:
+            if not broker.alive:
+                chaos.anomaly("a broker ended by itself", (broker.name, tail(broker)))
+        report.seconds = time.monotonic() - began
         chaos.stopping.set()
         await asyncio.gather(*work)
-        await asyncio.gather(*(chaos.probe(broker, partition) for broker in brokers for partition in range(PARTITIONS)))
-        ends = [await chaos.read_all(200 + number, broker) for number, broker in enumerate(brokers)]
+        await asyncio.gather(*(chaos.probe(broker, partition) for broker in processes for partition in range(PARTITIONS)))
+        ends = await chaos.read_all(200, chaos.chance.choice(processes))
         measuring.cancel()
-        chaos.report.most_rss_mib = max(broker.most_rss for broker in brokers) // 2**20
-        for name, found in check(chaos.history, ends=ends[-1]).items():
+        report.most_rss_mib = max(broker.most_rss for broker in processes) // 2**20
+        if links is not None:
+            report.connections = links.connections
+        for name, found in check(chaos.history, ends=ends).items():
             for what in found:
                 chaos.anomaly(name, what)
-        return chaos.report, brokers
+        return report, processes
 
 
 async def _begin(brokers: list[BrokerProcess]) -> None:

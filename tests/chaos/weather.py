@@ -21,7 +21,7 @@ class Weather:
         self._requests = 0
 
     async def storm(self) -> None:
-        """Answer three of four requests with 503 for a while; half of those have been done all the same."""
+        """Fail three of four requests for a while: 500, 503, or a broken connection to what has been done all the same."""
         self._storms += 1
         await asyncio.sleep(_LASTS_S)
         self._storms -= 1
@@ -44,7 +44,7 @@ class Weather:
         refused = self._storms and self._requests % 4
         if refused and self._requests % 2:
             self.refused += 1
-            return web.Response(status=503)
+            return web.Response(status=503 if refused == 1 else 500)
         headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
         url = target + str(request.rel_url)
         async with session.request(request.method, url, headers=headers, data=io.BytesIO(body), allow_redirects=False) as answer:
