@@ -12,7 +12,7 @@ import pytest
 import tidelog
 import trustme
 from tidelog.client.connection import Broker, Brokers, Credentials
-from tidelog.errors import InvalidRequest, NotReady, PermissionDenied, RecordTooLarge, TidelogError, Unauthenticated
+from tidelog.errors import Draining, InvalidRequest, NotReady, PermissionDenied, RecordTooLarge, TidelogError, Unauthenticated
 
 from tests import virtual_time
 from tests.fake_broker import OK, draining, running_cluster
@@ -120,6 +120,15 @@ async def test_many_who_look_for_a_broker_at_once_all_find_it_when_it_comes() ->
             await asyncio.sleep(0.5)
             await broker.start(port=port)
             assert await soon(asyncio.gather(*waiting)) == [["t"]] * 20
+
+
+async def test_a_call_that_a_leaving_broker_refuses_is_made_on_another() -> None:
+    async with running_cluster("", "") as cluster:
+        first, _ = cluster.brokers
+        cluster.topics["t"] = 1
+        async with tidelog.connect(first.address, call_timeout_ms=10_000) as log:
+            first.metadata_fails = Draining("about to leave")
+            assert await soon(log.admin.list_topics()) == ["t"]
 
 
 @pytest.mark.parametrize("repeatable", [True, False])

@@ -226,6 +226,33 @@ async def test_a_silent_broker_does_not_hold_a_record_beyond_its_deadline(cluste
             await soon(producer.send("one", b"v"))
 
 
+async def test_a_broker_that_takes_records_and_never_answers_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is well: only the answers do not come."""
+    monkeypatch.setattr("tidelog.client.producer._LATE_S", 0.1)
+    async with running_cluster("", "") as cluster:
+        cluster.topics["one"] = 1
+        silent, other = cluster.brokers
+        silent.fate = lambda append: Fate(hold=asyncio.Event())
+        async with tidelog.connect(silent.address) as log, log.producer(request_timeout_ms=100, delivery_timeout_ms=20_000) as producer:
+            assert (await soon(producer.send("one", b"v"))).offset == 0
+        assert silent.appends
+        assert other.appends
+    assert cluster.values("one") == [b"v"]
+
+
+async def test_an_answer_that_comes_after_the_deadline_harms_nothing(cluster: Cluster) -> None:
+    (broker,) = cluster.brokers
+    late = asyncio.Event()
+    fates(cluster, Fate(hold=late))
+    async with tidelog.connect(broker.address) as log, log.producer(delivery_timeout_ms=200, linger_ms=0) as producer:
+        with pytest.raises(OutcomeUnknown):
+            await soon(producer.send("one", b"late"))
+        late.set()
+        assert (await soon(producer.send("one", b"next"))).offset == 1
+        assert broker.produce_streams == 1
+    assert cluster.values("one") == [b"late", b"next"]
+
+
 async def test_what_was_always_put_off_has_timed_out_and_is_nowhere(cluster: Cluster) -> None:
     cluster.brokers[0].fate = lambda append: throttled()
     async with tidelog.connect(cluster.brokers[0].address) as log, log.producer(delivery_timeout_ms=300) as producer:
