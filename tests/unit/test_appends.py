@@ -1,6 +1,7 @@
 """The order of one partition's appends, decided without sockets: a broker of a few lines answers."""
 
 import asyncio
+import itertools
 import random
 from collections import deque
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tidelog.client.acks import Ack
-from tidelog.client.appends import SEQUENCES, Append, Batch, PartitionQueue, State
+from tidelog.client.appends import SEQUENCES, Append, Batch, PartitionQueue
 from tidelog.errors import (
     ConditionFailed,
     NotReady,
@@ -328,40 +329,45 @@ def test_whatever_happens_nothing_is_lost_doubled_reordered_or_falsely_reported(
     async def play() -> None:
         q, model = Queue(), Model()
         futures: list[asyncio.Future[Ack]] = []
-        on_the_way: list[Append] = []
+        on_the_way: list[tuple[int, Append, bytes]] = []
         stale: list[bytes] = []
         next_producer = 100
+        request_ids = itertools.count(1)
         for step in range(data.draw(st.integers(5, 60))):
             if q.queue.wants_identity:
                 next_producer += 1
                 q.queue.identify(Identity(next_producer, 0, 0))
-            do = data.draw(st.sampled_from(["add", "take", "answer", "answer", "throttle", "refuse", "unknown", "lose", "late"]))
+            do = data.draw(st.sampled_from(["add", "take", "answer", "answer", "throttle", "refuse", "unknown", "lose", "late", "expire"]))
             if do == "add":
-                futures.append(q.add(b"%d" % len(futures)))
+                futures.append(q.add(b"%d" % len(futures), deadline=data.draw(st.sampled_from([LATER, step * 10.0 + 30]))))
             elif do == "take":
-                on_the_way += q.take_all(now=step * 10.0)
+                for append in q.take_all(now=step * 10.0):
+                    append.request_id = next(request_ids)
+                    on_the_way.append((append.request_id, append, append.data))
+            elif do == "expire":
+                q.queue.expire(step * 10.0)
             elif do == "lose":
-                stale += [append.data for append in on_the_way if data.draw(st.booleans())]
+                stale += [sent for _, _, sent in on_the_way if data.draw(st.booleans())]
                 q.queue.lost()
                 on_the_way = []
             elif do == "late" and stale:  # what a dead stream carried arrives after all, in its order
                 await settle(model, stale.pop(0))
             elif on_the_way and do in ("answer", "throttle", "refuse", "unknown"):
-                append = on_the_way.pop(0)  # brokers decide a partition's appends in order
-                if append.state is not State.OUT or append not in q.queue.window:
-                    continue  # ended meanwhile
+                request_id, append, sent = on_the_way.pop(0)  # brokers decide a partition's appends in order
+                if append.request_id != request_id:
+                    await settle(model, sent)  # it went on under a new identity meanwhile, and so the answer is not for it
+                    continue
                 if do == "throttle":
                     q.queue.refused(append, Throttled("x"), step * 10.0)
                     continue
                 if do == "refuse":
                     q.queue.refused(append, RecordTooLarge("x"), step * 10.0)
-                    on_the_way = [other for other in on_the_way if other.state is State.OUT]
                     continue
                 if do == "unknown" and data.draw(st.booleans()):
                     q.queue.refused(append, OutcomeUnknown("x"), step * 10.0)
                     continue
                 try:
-                    offset = model.append(append.data)
+                    offset = model.append(sent)
                 except TidelogError as error:
                     q.queue.refused(append, error, step * 10.0)
                 else:
