@@ -14,7 +14,7 @@ import pytest
 import tidelog
 from tidelog.broker.cache import ReadStats
 from tidelog.broker.catalog import Catalog, PartitionRef
-from tidelog.broker.feed import Feed, FeedHub, HubSession
+from tidelog.broker.feed import Feed, FeedHub, HubSession, _Trust
 from tidelog.broker.lookups import Lookups
 from tidelog.broker.reader import PartitionCursor, Reader
 from tidelog.broker.references import AnswerReceiver, CommittedExtents, FeedLink, FeedReceiver, ReferenceLink
@@ -493,6 +493,16 @@ def test_polls_go_on_after_the_database_was_away_for_a_day() -> None:
                 await cursor.wait(9)
 
     virtual_time.run(outage)
+
+
+async def test_news_that_got_lost_on_a_feed_that_stands_are_found_by_a_sweep() -> None:
+    async with a_log() as log, reading(log, own=False) as reader, reader.follow(log.ref()) as cursor:
+        assert await read_all(cursor) == b""
+        await until(lambda: cursor._followed.trust is _Trust.SURE)
+        await log.write_many(1, tell=False)
+        async with asyncio.timeout(30):
+            await cursor.wait(0)
+        assert await read_all(cursor) == log.bytes_from(0)
 
 
 async def test_a_follower_goes_over_to_the_next_leader_and_misses_nothing_between() -> None:

@@ -56,6 +56,7 @@ class Scene:
     metrics: Metrics
     membership_version: int
     handed_to: list[int] = field(default_factory=list)
+    lease: dict[str, bool] = field(default_factory=dict)
 
     def session(self) -> tuple[LedgerSession, Answers]:
         answers = Answers()
@@ -92,12 +93,13 @@ async def scene(**settings: Any) -> AsyncIterator[Scene]:
     await store.run(create_topic, topic_id=TOPIC_ID, name="t", partitions=PARTITIONS, config=TopicConfig())
     handed_to: list[int] = []
     metrics = Metrics()
+    lease = {"stands": True}
     ledger = Ledger(
         store=store,
         broker_epoch=LEADER,
         settings=Settings.model_validate(settings),
         chance=random.Random(1),
-        lease_stands=lambda: True,
+        lease_stands=lambda: lease["stands"],
         publish=lambda news: None,
         changed=lambda: None,
         handed_over=handed_to.append,
@@ -110,7 +112,7 @@ async def scene(**settings: Any) -> AsyncIterator[Scene]:
     for led in taken:
         ledger.lead(led)
     try:
-        yield Scene(store, ledger, metrics, joined.membership_version, handed_to)
+        yield Scene(store, ledger, metrics, joined.membership_version, handed_to, lease)
     finally:
         await store.close()
 
@@ -125,6 +127,35 @@ async def test_a_membership_read_before_a_writer_began_does_not_make_its_referen
         await at.work(lambda: bool(answers.got))
         assert [answer.outcomes for answer in answers.got] == [(Accepted(0, 1, 1),)]
         assert [(extent.base_offset, extent.next_offset) for extent in await at.extents()] == [(0, 1)]
+
+
+async def test_a_leader_whose_lease_may_have_lapsed_takes_nothing() -> None:
+    async with scene() as at:
+        session, answers = at.session()
+        at.lease["stands"] = False
+        session.offer([reference(1, number=0)])
+        await at.work(lambda: len(answers.got) == 1)
+        assert (answers.got[0].outcomes, await at.extents()) == (None, [])
+        at.lease["stands"] = True
+        session.offer([reference(1, number=0)])
+        await at.work(lambda: len(answers.got) == 2)
+        assert answers.got[1].outcomes == (Accepted(0, 1, 1),)
+
+
+async def test_answers_are_kept_until_their_intake_has_resolved_them_and_no_longer() -> None:
+    """I10: an intake sends references for years."""
+    async with scene() as at:
+        session, answers = at.session()
+        for sequence in range(1, 50):
+            session.offer([reference(sequence, number=sequence - 1, lowest_wanted=sequence - 1, resolved_sequence=sequence - 2)])
+            await at.work(lambda expected=sequence: len(answers.got) == expected)  # type: ignore[misc]
+        answers.got.clear()
+        session.offer([reference(sequence, number=sequence - 1, lowest_wanted=47, resolved_sequence=47) for sequence in (47, 48, 49)])
+        await at.work(lambda: len(answers.got) == 3)
+        assert [answer.outcomes for answer in answers.got] == [None, (Accepted(47, 48, 1),), (Accepted(48, 49, 1),)]
+        assert [len(kept) for kept in at.ledger._answers_kept.values()] == [2]
+        at.ledger.forget_writers(frozenset({LEADER, WRITER + 1}))
+        assert not at.ledger._answers_kept
 
 
 async def test_beyond_its_limit_a_queue_takes_nothing_until_something_is_committed() -> None:
