@@ -142,6 +142,42 @@ def test_whatever_bytes_come_are_told_as_protobuf_tells_them(data: bytes) -> Non
         assert found == expected or "wire type" in refused, "groups alone are refused here and not there"
 
 
+offsets = st.integers(0, 2**63 - 1)
+pushed = st.one_of(
+    st.builds(
+        log_pb2.Batches,
+        subscription_id=st.integers(1, MOST_NUMBER),
+        base_offset=offsets,
+        next_offset=offsets,
+        high_watermark=offsets,
+        log_start_offset=offsets,
+        batches=st.binary(max_size=20),
+    ).map(lambda batches: log_pb2.ConsumeResponse(batches=batches)),
+    st.builds(log_pb2.Progress, subscription_id=st.integers(1, MOST_NUMBER), next_offset=offsets).map(
+        lambda progress: log_pb2.ConsumeResponse(progress=progress)
+    ),
+    st.builds(log_pb2.SubscriptionEnd, subscription_id=st.integers(1, MOST_NUMBER), next_offset=offsets).map(
+        lambda end: log_pb2.ConsumeResponse(end=end)
+    ),
+)
+
+
+@given(pushed, st.sampled_from([0, 0, 0, 1, 2, 3, 10]), st.integers(0, 60), st.integers(0, 255))
+@settings(max_examples=300)
+def test_what_a_broker_pushes_is_told_as_protobuf_tells_it(response: log_pb2.ConsumeResponse, cut: int, at: int, byte: int) -> None:
+    whole = response.SerializeToString()
+    found, batches = client_wire.consume_response(whole)
+    if response.HasField("batches"):
+        found.batches.batches = bytes(batches)
+    assert found == response
+    damaged = (whole[:at] + bytes([byte]) + whole[at + 1 :])[: max(0, len(whole) - cut)]
+    try:
+        log_pb2.ConsumeResponse.FromString(damaged)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            client_wire.consume_response(damaged)
+
+
 def test_groups_which_no_message_here_uses_are_refused_in_large_messages() -> None:
     with pytest.raises(DecodeError, match="wire type 3"):
         wire.produce_request(with_length(1, with_length(4, some_bytes)) + field(15, 3, field(15, 4, b"")))
