@@ -30,6 +30,8 @@ class Weather:
         self.away = False
         self.busy: set[Callable[..., object]] = set()
         """Verbs that take very long, because others hold the rows they need."""
+        self.late_s = 0.0
+        """How long answers take to come back."""
         self.close = store.close
 
     async def run(self, verb: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -39,7 +41,9 @@ class Weather:
             raise MetadataUnavailable("the store is away")
         if verb in self.busy:
             await asyncio.sleep(0.9 * LEASE_S)
-        return await self._store.run(verb, *args, **kwargs)
+        answer = await self._store.run(verb, *args, **kwargs)
+        await asyncio.sleep(self.late_s)
+        return answer
 
     run_reserved = run
 
@@ -119,6 +123,33 @@ async def test_a_broker_that_died_in_an_outage_is_found_out_one_lease_after_it(c
     await asyncio.sleep(3 * LEASE_S)
     away(brokers, away=False)
     await until(lambda: len(brokers[0].catalog.membership.brokers) == 2, seconds=1.5 * LEASE_S)
+
+
+@on_virtual_time
+async def test_a_lease_is_counted_from_before_its_renewal_was_sent(cluster: Cluster) -> None:
+    """The store counts from when it was asked; the answer may have been under way for long."""
+    one, *_ = await three(cluster)
+    weather(one).late_s = 3.0
+    await asyncio.sleep(LEASE_S)
+    before = deadline(one)
+    await until(lambda: deadline(one) > before, seconds=LEASE_S)
+    assert deadline(one) - asyncio.get_running_loop().time() < 0.8 * LEASE_S - 2.9
+
+
+@on_virtual_time
+async def test_a_broker_that_is_to_drain_goes_on_accepting_until_balancers_have_noticed(cluster: Cluster) -> None:
+    settings = SETTINGS.model_copy(update={"drain_propagation_ms": 5000})
+    one, two = [await cluster.start(name, settings) for name in ("one", "two")]
+    await one.create_topic("clicks", partitions=2, config=TopicConfig())
+    await one.drain("two", undo=False)
+    await until(lambda: two.ready() == "this broker was asked to drain")
+    assert (await append(two, "clicks", b"a")).base_offset == 0
+    await asyncio.sleep(6)
+    with pytest.raises(Draining, match="the append was not done: send it to another broker"):
+        await append(two, "clicks", b"b")
+    await one.drain("two", undo=True)
+    await until(lambda: two.ready() is None)
+    assert (await append(two, "clicks", b"c")).base_offset == 1
 
 
 @on_virtual_time
