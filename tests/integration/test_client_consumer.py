@@ -300,6 +300,20 @@ async def test_the_earliest_record_may_expire_before_it_is_read_but_not_one_that
             await soon(values_of(log.consume("one", start=0, follow=False)))
 
 
+async def test_records_that_expire_under_a_reader_are_told_and_not_skipped(cluster: Cluster) -> None:
+    """Also where it began at the earliest record: what follows its first was asked for."""
+    values = fill(cluster, 3)
+    broker = cluster.brokers[0]
+    broker.cut_consume_after.append(1)
+    broker.tamper = lambda batches: broker.end_subscription.append(OffsetOutOfRange("expired", log_start_offset=20, high_watermark=30))
+    async with tidelog.connect(broker.address) as log, log.consume("one", follow=False) as consumption:
+        batches = consumption.batches()
+        assert (await soon(anext(batches))).values == values[:10]
+        with pytest.raises(OffsetOutOfRange) as raised:
+            await soon(anext(batches))
+    assert raised.value.log_start_offset == 20
+
+
 @given(
     when=st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1)),  # noqa: DTZ001
     hours=st.integers(-12, 12),
