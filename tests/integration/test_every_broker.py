@@ -20,7 +20,9 @@ PARTITIONS = 6
 
 @pytest.fixture
 async def brokers(tmp_path: Path, postgres_url: str) -> AsyncIterator[list[BrokerProcess]]:
-    async with broker_processes(tmp_path, free_ports(BROKERS), bucket=f"file://{tmp_path / 'objects'}", metadata=postgres_url) as brokers:
+    where = {"bucket": f"file://{tmp_path / 'objects'}", "metadata": postgres_url}
+    # Calls are made once here, and must not meet a lease that lapsed because the machine is busy.
+    async with broker_processes(tmp_path, free_ports(BROKERS), **where, lease_ms=30_000) as brokers:
         await wait_until_served(brokers)
         yield brokers
 
