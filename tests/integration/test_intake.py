@@ -32,6 +32,7 @@ class Bucket(MemoryStore):
         self.held: dict[int, asyncio.Event] = {}
         self.broken: dict[int, Exception] = {}
         self.begun: list[int] = []
+        self.keys: list[str] = []
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         if not key.startswith("intake/"):
@@ -39,6 +40,7 @@ class Bucket(MemoryStore):
             return
         sequence = int(key.rpartition("/")[2][:20])
         self.begun.append(sequence)
+        self.keys.append(key)
         await asyncio.sleep(0.01)
         if sequence in self.held:
             await self.held[sequence].wait()
@@ -242,6 +244,18 @@ async def test_bytes_count_until_their_upload_is_over_across_the_end_of_an_epoch
     assert broker.intake_bytes > 3000
     bucket.held[1].set()
     await until(lambda: broker.intake_bytes == 0)
+
+
+@on_virtual_time
+async def test_an_upload_that_is_tried_again_has_the_same_key(cluster: Cluster) -> None:
+    """I5: the first attempt may have happened, or happen later; under another key it would be there twice."""
+    broker, bucket = await begin(cluster)
+    bucket.broken[1] = StoreOutcomeUnknown("weather")
+    future = await sealed(broker, bucket, b"a")
+    await until(lambda: len(bucket.keys) >= 3)
+    del bucket.broken[1]
+    assert (await future).base_offset == 0
+    assert len(set(bucket.keys)) == 1
 
 
 @on_virtual_time
