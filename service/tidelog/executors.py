@@ -50,7 +50,10 @@ class Effects:
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            del task  # else an error would hold this frame, the frame the task, and the task the error
 
     async def settled(self) -> None:
         """Wait for all that has begun."""

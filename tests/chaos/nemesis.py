@@ -80,7 +80,7 @@ class Nemesis:
         deck = [(name, self._to_a_broker(processes[name])) for name, count in self._plan.processes.items() for _ in range(count)]
         deck += [(name, self._beside(other)) for name, other in self._plan.others.items()]
         if self._plan.links is not None:
-            deck += [(f"{kind} {fault}", self._beside(self._bend(kind, fault))) for kind in KINDS for fault in FAULTS]
+            deck += [(f"{kind}: {fault}", self._beside(self._bend(kind, fault))) for kind in KINDS for fault in FAULTS]
         self._chance.shuffle(deck)
         return deck
 
@@ -174,8 +174,8 @@ def database_faults(server: PostgresServer, database: str) -> dict[str, Fault]:
             await server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
 
     return {
-        "database restarts": restarts,
-        "database crashes": crashes,
-        "database stays away": stays_away,
-        "database sessions cut": cut_sessions,
+        "database: restarts": restarts,
+        "database: crashes": crashes,
+        "database: stays away": stays_away,
+        "database: sessions cut": cut_sessions,
     }

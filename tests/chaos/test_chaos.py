@@ -51,7 +51,7 @@ async def test_whatever_befalls_brokers_links_bucket_and_database_is_a_pause(
         database = url.partition("?")[0].rpartition("/")[2]
         s3 = await links.listen(S3, tcp(sky.endpoint.removeprefix("http://")))
         sql = await links.listen(SQL, unix(postgres_server.directory / SOCKET))
-        others = {"S3 storms": sky.storm, "S3 blackout": sky.blackout, **database_faults(postgres_server, database)}
+        others = {"S3: storms": sky.storm, "S3: blackout": sky.blackout, **database_faults(postgres_server, database)}
         plan = Plan(SECONDS * 4 / 5, {"kill": 8, "pause": 6, "drain": 2}, others, links, calm=0.1)
         report, brokers = await run(
             tmp_path,

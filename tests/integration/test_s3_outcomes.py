@@ -1,9 +1,11 @@
 """I5 at the S3 store: "not done" is said only of what can never become visible. A server that breaks off at every point."""
 
 import asyncio
+import gc
 import random
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from aiohttp import web
@@ -196,3 +198,32 @@ async def test_a_write_that_its_caller_gave_up_may_happen_later(s3_settings: S3S
         await happened.wait()
         assert await store.get_range("k", 0, 1) == b"x"
         await store.put_new("k", [b"x"])
+
+
+class Body(bytearray):
+    """Bytes whose end can be noticed."""
+
+
+async def test_a_failed_write_holds_its_bytes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in cycles of errors and frames either, until the collector comes: it comes seldom, and such writes may be many."""
+
+    def handle(_: asyncio.Server) -> Handler:
+        async def break_off(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await whole_request(reader)
+
+        return break_off
+
+    async with raw_server(monkeypatch, handle, max_attempts=3, hedge_after_samples=1, backoff_most_ms=1) as store:
+        gc.collect()
+        gc.disable()
+        try:
+            body = Body(100_000)
+            held = weakref.ref(body)
+            with suppress(StoreOutcomeUnknown):
+                await store.put_new("key", [body])
+                raise AssertionError("it was done")
+            await asyncio.sleep(0)
+            del body
+            assert held() is None, [type(holder) for holder in gc.get_referrers(held())]
+        finally:
+            gc.enable()
