@@ -10,7 +10,7 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit test-pythons bench chaos sim sim-many mutants fuzz docs proto golden requirements dist test-localstack clean
+.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many mutants fuzz docs proto golden requirements dist test-localstack clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,9 @@ test-pythons: ## the tests on every supported Python that this machine has
 
 chaos: venv ## real brokers, links, S3 and PostgreSQL under faults of every kind for MINUTES (default 5)
 	CHAOS_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) $(BIN)/python -m pytest -q -s tests/chaos/test_chaos.py
+
+blackout: venv ## real brokers under load while their bucket is away for MINUTES (default 5)
+	BLACKOUT_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) $(BIN)/python -m pytest -q -s tests/chaos/test_blackout.py
 
 sim: venv ## replay one simulated run, and tell what led to its first violation: make sim SEED=…
 	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEED) $(if $(SECONDS),--seconds $(SECONDS))

@@ -46,11 +46,16 @@ class Report:
             return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
         found = Counter({name: len(what) for name, what in self.anomalies.items()})
+        kinds: dict[str, Counter[str]] = {}
+        for name, count in sorted(self.faults.items()):
+            kind, _, fault = name.rpartition(": ")
+            kinds.setdefault(kind or "broker", Counter())[fault] += count
         return "\n".join(
             (
                 "",
                 f"seed      {self.seed}, {self.seconds:.0f} s",
-                f"faults    {self.faults.total()}: {told(self.faults)}",
+                f"faults    {self.faults.total()}",
+                *(f"  {kind:14}  {told(counts)}" for kind, counts in kinds.items()),
                 f"links     {sum(self.connections.values())} connections through {len(self.connections)} links",
                 f"appends   {told(self.sends)}",
                 f"questions {self.questions} for the end of a partition",
@@ -110,6 +115,9 @@ class Chaos:
             for count in itertools.count():
                 await producer.ready()
                 if self.stopping.is_set():
+                    break
+                if producer.closed:
+                    self.anomaly("a producer ended by itself", number)
                     break
                 send = self.begin((number, 0), count, self.chance.randrange(PARTITIONS))
                 future = producer.send_nowait(TOPIC, (b"%d" % send.value).ljust(size), partition=send.partition)
