@@ -103,6 +103,10 @@ class Append:
 
     sends: Sequence[Send]
     request: AppendRequest
+    attempts: int = 0
+    connection: Connection | None = None
+    """Over which the latest attempt went."""
+    settled: bool = False
 
     @property
     def partition(self) -> int:
@@ -114,6 +118,7 @@ class Append:
 
     def settle(self, world: World, kind: str, base_offset: int | None = None) -> None:
         """Note what became of it, and judge that at once."""
+        self.settled = True
         for index, send in enumerate(self.sends):
             send.kind, send.ended = kind, world.loop.now
             if base_offset is not None:
@@ -128,7 +133,10 @@ class Append:
         )
 
 
-def new_append(world: World, partition: int, count: int, *, session: tuple[int, int] | None, number: int, condition: int | None) -> Append:
+def new_append(
+    world: World, partition: int, count: int, *, session: tuple[int, int] | None = None, number: int = 0, condition: int | None = None,
+    token: str | None = None,
+) -> Append:  # fmt: skip
     """Make an append of `count` values that were never used, in one batch or in several."""
     values = range(world.values + 1, world.values + count + 1)
     world.values += count
@@ -137,6 +145,8 @@ def new_append(world: World, partition: int, count: int, *, session: tuple[int, 
         for index, value in enumerate(values)
     ]
     world.history.sends += sends
+    if token is not None:
+        world.tokens.update(dict.fromkeys(values, token))
     bodies = [b"%d" % value + b" " * world.chance.choice(world.draw.padding) for value in values]
     groups = [bodies] if world.chance.random() < 0.5 else [[body] for body in bodies]
     batches, at = b"", number
@@ -144,7 +154,16 @@ def new_append(world: World, partition: int, count: int, *, session: tuple[int, 
         batches += encode_many(group, producer=Producer() if session is None else Producer(session[1], 0, at))
         at += len(group)
     world.tell("client", "", "appends values {}{}", list(values), "" if condition is None else f" if at {condition}", partition=partition)
-    return Append(sends, AppendRequest(TOPIC, partition, batches, expected_next_offset=condition))
+    return Append(sends, AppendRequest(TOPIC, partition, batches, expected_next_offset=condition, fencing_token=token))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A gap that a broker found before an append, and what was on its way to the same broker before it, with the attempts of each."""
+
+    append: Append
+    ahead: Sequence[tuple[Append, int]]
+    problem: str
 
 
 @dataclass(eq=False)
@@ -161,8 +180,10 @@ class Client:
     spoilt: bool = False
     """An append of this session did not go well: the next one begins another."""
     expected: dict[int, int | None] = field(default_factory=dict)
-    unanswered: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    unanswered: dict[int, dict[int, Append]] = field(default_factory=lambda: defaultdict(dict))
     """Of each partition the appends of this session, by their first number, that are not acknowledged."""
+    gaps: list[Gap] = field(default_factory=list)
+    """Those that are false if all that was sent before is acknowledged at the first go."""
     in_flight: int = 1
     used: dict[int, float] = field(default_factory=dict)
     """When this session last heard of an append of a partition."""
@@ -188,7 +209,10 @@ class Client:
                 condition = await self._end_of(partition)
                 if condition is None:
                     continue
-            for _ in range(world.chance.choice((1, 1, self.in_flight - len(running)))):  # some come together, and share a segment
+            apart_s = world.chance.choice((0, 0, 1.2 * world.draw.settings.max_latency_ms / 1000))
+            for index in range(world.chance.choice((1, 1, self.in_flight - len(running)))):
+                if index and apart_s:  # in segments of their own; else they share one
+                    await asyncio.sleep(apart_s)
                 work = world.loop.create_task(self._send(partition, condition))
                 running.add(work)
                 work.add_done_callback(running.discard)
@@ -228,10 +252,11 @@ class Client:
             self.sequences[partition] = number + count
             session = (self.number * 1000 + self.session, self.producer_id)
         append = new_append(world, partition, count, session=session, number=number, condition=condition)
-        self.unanswered[partition].add(number)
+        self.unanswered[partition][number] = append
         await self._until_answered(append, idempotent=session is not None)
+        self._judge_gaps()
         if append.kind == "ok":
-            self.unanswered[partition].discard(number)
+            self.unanswered[partition].pop(number, None)
         self.spoilt = self.spoilt or append.kind != "ok"
         self.used[partition] = world.loop.now
         if self.kind == "conditional":
@@ -245,7 +270,10 @@ class Client:
         ambiguous = False
         while True:
             connection = self.connection
-            follows = any(number < append.sends[0].number for number in self.unanswered[append.partition])
+            append.attempts, append.connection = append.attempts + 1, connection
+            before = [each for number, each in self.unanswered[append.partition].items() if number < append.sends[0].number]
+            ahead = [(each, each.attempts) for each in before]
+            in_line = all(each.connection is connection for each in before)
             try:
                 appended: Appended = await connection.call(
                     lambda process: process.broker.append(append.request), timeout_s=1.3 * patience_s
@@ -253,10 +281,8 @@ class Client:
             except NoAnswer:
                 ambiguous = True
             except (ConditionFailed, OutOfOrderSequence, UnknownProducer) as error:
-                if isinstance(error, OutOfOrderSequence | UnknownProducer) and not self._own_gap(
-                    append, follows=follows, ambiguous=ambiguous
-                ):
-                    world.violation("false gap", (append.sends, str(error)), partition=append.partition)
+                if isinstance(error, OutOfOrderSequence | UnknownProducer) and in_line and not self._own_gap(append, ambiguous=ambiguous):
+                    self.gaps.append(Gap(append, ahead, str(error)))
                 append.settle(world, "info" if ambiguous else "fail")
                 return
             except OutcomeUnknown:
@@ -274,15 +300,21 @@ class Client:
                 self.connection = connect(world)
             await asyncio.sleep(0.1)
 
-    def _own_gap(self, append: Append, *, follows: bool, ambiguous: bool) -> bool:
-        """Say whether a gap before an append may be this client's doing, or all that was remembered has expired.
+    def _judge_gaps(self) -> None:
+        """Where all that went before an append, in order and over one connection, was acknowledged there, no gap was before it."""
+        for gap in list(self.gaps):
+            if all(each.settled for each, _ in gap.ahead):
+                self.gaps.remove(gap)
+                if all(each.kind == "ok" and each.attempts == attempt for each, attempt in gap.ahead):
+                    self.world.violation("false gap", (gap.append.sends, gap.problem), partition=gap.append.partition)
 
-        It may where the append `follows` one that was not acknowledged when it was sent; or where it is sent again while so many
-        passed it that it is not remembered any more.
+    def _own_gap(self, append: Append, *, ambiguous: bool) -> bool:
+        """Say whether a gap before an append may come of it being sent again while so many passed it that it is not remembered any
+        more, or all that was remembered has expired.
         """
         unused_s = self.world.loop.now - self.used.get(append.partition, self.world.loop.now)
         expired = unused_s * 1000 > self.world.draw.settings.producer_expiry_ms / 2
-        return expired or follows or (self.in_flight > 1 and ambiguous)
+        return expired or (self.in_flight > 1 and ambiguous)
 
 
 async def _bound(process: Process, partition: int, bound: Bound) -> int:
@@ -320,6 +352,47 @@ async def trim(world: World, stop: float) -> None:
         except (NoAnswer, TidelogError):
             continue
         world.history.asked.append(Asked(partition, began, world.loop.now, None, earliest))
+
+
+async def fence(world: World, stop: float) -> None:
+    """Take partitions over, as a new writer does: set a token of one's own, and append under it."""
+    while world.loop.now < stop:
+        await asyncio.sleep(world.chance.expovariate(0.4))
+        partition = world.chance.randrange(world.draw.partitions)
+        connection = connect(world)
+        world.fences += 1
+        token = f"writer-{world.fences}"
+        set_token = partial(_set_token, partition=partition, token=token)
+        try:
+            await connection.call(set_token, timeout_s=1.3 * world.draw.settings.append_timeout_ms / 1000)
+        except (NoAnswer, TidelogError):
+            continue
+        world.counts["fencing token set"] += 1
+        for _ in range(world.chance.randrange(1, 8)):
+            append = new_append(world, partition, 1, token=token)
+            if not await _append_once(world, append, connection):
+                break
+            await asyncio.sleep(world.chance.expovariate(5))
+
+
+async def _set_token(process: Process, partition: int, token: str) -> int:
+    return await process.broker.set_fencing_token(TOPIC, partition, token, expected=None)
+
+
+async def _append_once(world: World, append: Append, connection: Connection) -> bool:
+    """Append without trying again; return whether it was acknowledged."""
+    try:
+        appended = await connection.call(lambda process: process.broker.append(append.request), timeout_s=15)
+    except (NoAnswer, OutcomeUnknown):
+        append.settle(world, "info")
+    except TidelogError as error:
+        if isinstance(error, ConditionFailed):
+            world.counts["append fenced off"] += 1
+        append.settle(world, "fail")
+    else:
+        append.settle(world, "ok", appended.base_offset)
+        return True
+    return False
 
 
 @dataclass(eq=False)
@@ -376,7 +449,7 @@ async def read(world: World, reader: int, stop: float, *, partition: int | None 
             at = max(0, (await states(world))[chosen].next_offset - world.chance.randrange(30))
             stream.close()
             stream = Stream(world, chosen, connect(world), stream.number + 1)
-        if not final and world.chance.random() < 0.05:
+        if not final and world.chance.random() < 0.2:
             await ask_latest(world, chosen, stream.connection)
         began = world.loop.now
         try:
@@ -420,17 +493,7 @@ async def probe(world: World, partition: int, until: float) -> None:
             continue
         done = False
         while not done and world.loop.now < until:
-            append = new_append(world, partition, 1, session=None, number=0, condition=None)
-            connection = Connection(world, world.brokers[name])
-            try:
-                appended = await connection.call(lambda process, append=append: process.broker.append(append.request), timeout_s=15)  # type: ignore[misc]
-            except (NoAnswer, OutcomeUnknown):
-                append.settle(world, "info")
-            except TidelogError:
-                append.settle(world, "fail")
-            else:
-                append.settle(world, "ok", appended.base_offset)
-                done = True
+            done = await _append_once(world, new_append(world, partition, 1), Connection(world, world.brokers[name]))
             if not done:
                 await asyncio.sleep(0.3)
         if not done:

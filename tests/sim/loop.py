@@ -142,11 +142,12 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _step(self) -> None:
         # FIFO as asyncio keeps it: code may rely on the order of callbacks of one process, so only the process is drawn.
-        index = 0
-        if len(self._soon) > 1:
-            first = self._soon[int(self.chance.random() * len(self._soon))]._context.get(NODE)  # type: ignore[attr-defined]
-            index = next(i for i, each in enumerate(self._soon) if each._context.get(NODE) is first)  # type: ignore[attr-defined]
-        handle = self._soon.pop(index)
+        soon, index = self._soon, 0
+        if len(soon) > 1:
+            node = soon[int(self.chance.random() * len(soon))]._context.get(NODE)  # type: ignore[attr-defined]
+            while soon[index]._context.get(NODE) is not node:  # type: ignore[attr-defined]
+                index += 1
+        handle = soon.pop(index)
         if handle.cancelled():
             return
         node = handle._context.get(NODE)  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tidelog.metadata.store import Transaction
 from tidelog.metadata.topics import TopicConfig, create_topic
 
-from tests.sim.clients import TOPIC, TOPIC_ID, Client, connect, probe, read, states, trim
+from tests.sim.clients import TOPIC, TOPIC_ID, Client, connect, fence, probe, read, states, trim
 from tests.sim.history import check
 from tests.sim.loop import SimLoop, State, run
 from tests.sim.nemesis import heal, strike
@@ -87,6 +87,8 @@ async def scenario(world: World, seconds: float) -> None:
     work += [loop.create_task(read(world, 100 + number, stop)) for number in range(3)]
     if world.draw.trims:
         work.append(loop.create_task(trim(world, stop)))
+    if world.draw.fences:
+        work += [loop.create_task(fence(world, stop)) for _ in range(2)]
     await nemesis(world, stop)
     heal(world)
     await asyncio.sleep(20)  # all restarts that are under way

@@ -24,7 +24,7 @@ SOMETIMES = (
     *(f"fault: {fault}" for fault in FAULTS),
     *(f"{port} {outcome}" for port in ("metadata", "store") for outcome in ("before", "after", "late")),
     *("network slow", "network broken", "network cut", "client cut off", "body cut", "body damaged", "process restarted"),
-    *("send ok", "send fail", "send info"),
+    *("send ok", "send fail", "send info", "fencing token set", "append fenced off"),
     *(f"append {reason}" for reason in ("NOT_READY", "DRAINING", "TIMED_OUT", "THROTTLED", "OUTCOME_UNKNOWN", "UNKNOWN_TOPIC")),
     *("register: new", "register: again", "register: BrokerIdTaken", "renew_lease: Fenced", "report_resolved: Fenced"),
     *("end_expired_epochs: some", "end_expired_epochs: none", "take_over: taken", "take_over: Fenced", "transfer: some", "transfer: none",

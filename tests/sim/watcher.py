@@ -36,7 +36,8 @@ _WRITERS = (
     " JOIN resolved_marks m ON m.broker_epoch = w.broker_epoch"
 )
 _PARTITIONS = (
-    "SELECT partition_id, partition, leader_broker_epoch, leader_epoch, log_start_offset, next_offset, coalesce((SELECT e.next_offset"
+    "SELECT partition_id, partition, fencing_token, leader_broker_epoch, leader_epoch, log_start_offset, next_offset,"
+    " coalesce((SELECT e.next_offset"
     " FROM extents e WHERE e.partition_id = p.partition_id ORDER BY e.base_offset DESC LIMIT 1), 0) FROM partitions p"
 )
 OUTAGE_S = 0.5
@@ -51,6 +52,7 @@ class Shadow:
     partition_id: int
     leader_broker_epoch: int | None = None
     leader_epoch: int = 0
+    fencing_token: str | None = None
     log_start_offset: int = 0
     next_offset: int = 0
     values: list[int] = field(default_factory=list)
@@ -156,11 +158,12 @@ class Watcher:
     def _look_at_order(self, db: Connection, verb: str, who: str) -> None:
         now = {row[0]: Writer(*row[1:]) for row in db.execute(_WRITERS)}
         self._look_at_writers(now, verb)
-        for partition_id, number, *row in db.execute(_PARTITIONS).fetchall():
+        for partition_id, number, token, *row in db.execute(_PARTITIONS).fetchall():
             shadow = self.shadows.get(partition_id)
             if shadow is None:
                 shadow = self.shadows[partition_id] = Shadow(number, partition_id)
                 self.numbers[number] = partition_id
+            shadow.fencing_token = token
             self._look_at_partition(db, shadow, who, *row)
         self.writers = now
         [(next_epoch,)] = db.execute("SELECT next_broker_epoch FROM cluster")
@@ -263,6 +266,9 @@ class Watcher:
                 self._violation("committed twice", shadow.partition_id, f"value {value} in {what}")
             if value in self._refused:
                 self._violation("refused, but committed", shadow.partition_id, f"value {value} in {what}")
+            token = self._world.tokens.get(value)
+            if token is not None and token != shadow.fencing_token:
+                self._violation("fenced off, but committed", shadow.partition_id, f"value {value} of {token} under {shadow.fencing_token}")
             shadow.placed.add(value)
         del shadow.values[base:]
         shadow.values += (values + [-1] * count)[:count]

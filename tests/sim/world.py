@@ -64,6 +64,8 @@ class Draw:
     """Bytes beside its value that a record may have."""
     trims: bool
     """Whether somebody deletes old records."""
+    fences: bool
+    """Whether some set fencing tokens, and append under them."""
 
 
 FAULTS = (
@@ -89,7 +91,9 @@ FAULTS = (
 
 
 MOODS = ("calm", "ordinary", "ordinary", "hostile", "quiet")
-"""Hostile: short leases and deadlines, and what makes effects late. Quiet: idle partitions, so that nothing newer covers what is late."""
+"""Hostile: short leases and deadlines, and what makes effects late. Quiet: idle partitions, so that nothing newer covers what is late.
+Contended, which is drawn only where it is asked for: leader epochs that change all the time, over links that are slow.
+"""
 
 
 def draw(chance: random.Random, mood: str | None = None) -> Draw:
@@ -100,9 +104,12 @@ def draw(chance: random.Random, mood: str | None = None) -> Draw:
     faults = [kind for kind in FAULTS if chance.random() < 0.6]
     if mood in ("hostile", "quiet"):
         faults = [kind for kind in faults if "outage" not in kind] + ["last words", "struck at commit", "pause", "metadata"]
+    contended = mood == "contended"
+    if contended:
+        faults = ["network", "network", "drain", "pause"]
     return Draw(
         brokers=chance.choice((2, 3, 3, 4)),
-        partitions=chance.choice((2, 4, 6)),
+        partitions=2 if contended else chance.choice((2, 4, 6)),
         store_s=chance.choice((0.005, 0.03, 0.2)),
         metadata_s=chance.choice((0.001, 0.004, 0.03)),
         network_s=chance.choice((0.0005, 0.003, 0.03)),
@@ -137,6 +144,7 @@ def draw(chance: random.Random, mood: str | None = None) -> Draw:
         rates=(0.3, 1) if mood == "quiet" else (3, 10),
         padding=chance.choice(((0,), (0, 0, 200), (0, 12_000))),
         trims=chance.random() < 0.3,
+        fences=contended or chance.random() < 0.4,
     )
 
 
@@ -176,6 +184,10 @@ class World:
     to_first: bool = False
     """Whether the run is over with the first violation."""
     values: int = 0
+    fences: int = 0
+    """Fencing tokens that were made."""
+    tokens: dict[int, str] = field(default_factory=dict)
+    """Of each value that was appended under a token."""
     ends: dict[int, int] = field(default_factory=dict)
     log_starts: dict[int, int] = field(default_factory=dict)
 
