@@ -1,12 +1,12 @@
 """For each anomaly the smallest history that shows it, and a near miss that does not."""
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from tests.sim.history import RULES, Asked, History, Poll, Send, check
+from tests.sim.sound import sound_history
 
 
 @dataclass
@@ -152,30 +152,6 @@ def test_an_anomaly_says_when_and_where_it_was_seen() -> None:
 def test_an_append_whose_outcome_is_unknown_may_be_there_or_not() -> None:
     assert not Case(history(INFO, ok(1, 0), poll((0, 1)))).found()
     assert not Case(history(INFO, ok(1, 0), poll((0, 1), (1, 7)))).found()
-
-
-def sound_history(operations: int, *, reads_each: int, seed: int = 1) -> tuple[History, dict[int, int]]:
-    """Return what a sound log would have shown: appends in order, read by several readers."""
-    chance = random.Random(seed)
-    made = History()
-    ends = dict.fromkeys(range(8), 0)
-    logs: dict[int, list[int]] = {partition: [] for partition in ends}
-    now = 0.0
-    for value in range(operations):
-        now += 0.001
-        partition = chance.randrange(len(ends))
-        session = value % 16
-        made.sends.append(Send((session, 0), value, partition, value, now, now + 0.0005, "ok", ends[partition]))
-        ends[partition] += 1
-        logs[partition].append(value)
-        if value % 100 == 0:
-            made.asked.append(Asked(partition, now + 0.0005, now + 0.0006, ends[partition], 0))
-    for reader in range(reads_each):
-        for partition, log in logs.items():
-            for start in range(0, len(log), 50):
-                pairs = list(enumerate(log[start : start + 50], start))
-                made.polls.append(Poll(reader, 0, partition, now + start, now + start, pairs, ends[partition]))
-    return made, ends
 
 
 def test_a_long_sound_history_has_no_anomaly_and_one_that_is_planted_in_it_is_found() -> None:
