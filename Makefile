@@ -10,7 +10,8 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many mutants fuzz docs proto golden requirements dist test-localstack clean
+.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many sim-scale mutants fuzz docs proto golden requirements \
+	dist test-localstack clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +55,9 @@ sim: venv ## replay one simulated run, and tell what led to its first violation:
 
 sim-many: venv ## many simulated runs on all cores: make sim-many SEEDS=1-200 (SECONDS=… of faults in each, default 30)
 	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEEDS) $(if $(SECONDS),--seconds $(SECONDS))
+
+sim-scale: venv ## simulate a large cluster, and write its figures into docs/reliability.md: make sim-scale (BROKERS=100 PARTITIONS=100000)
+	PYTHONPATH=service:. $(BIN)/python -m tests.sim.scale --write $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PARTITIONS),--partitions $(PARTITIONS))
 
 mutants: venv ## plant every known bug, let the simulator find it, and write the table in docs/reliability.md
 	PYTHONPATH=service:. $(BIN)/python -m tests.sim.mutants --write
