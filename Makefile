@@ -53,8 +53,8 @@ blackout: venv ## real brokers under load while their bucket is away for MINUTES
 sim: venv ## replay one simulated run, and tell what led to its first violation: make sim SEED=…
 	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEED) $(if $(SECONDS),--seconds $(SECONDS))
 
-sim-many: venv ## many simulated runs on all cores: make sim-many SEEDS=1-200 (SECONDS=… of faults in each, default 30)
-	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEEDS) $(if $(SECONDS),--seconds $(SECONDS))
+sim-many: venv ## many simulated runs on all cores: make sim-many SEEDS=1-200 (SECONDS=… of faults in each, default 30; MINUTES=… at most)
+	PYTHONPATH=service:. $(BIN)/python -m tests.sim $(SEEDS) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 sim-scale: venv ## simulate a large cluster, and write its figures into docs/reliability.md: make sim-scale (BROKERS=100 PARTITIONS=100000)
 	PYTHONPATH=service:. $(BIN)/python -m tests.sim.scale --write $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PARTITIONS),--partitions $(PARTITIONS))

@@ -50,8 +50,8 @@ def quietly(seed: int, *, seconds: float) -> Line:
     return Line(seed, cause, reached(outcome.world), outcome.loop.now, time.process_time() - began, operations)
 
 
-def many(seeds: Iterable[int], *, seconds: float, processes: int) -> int:
-    """Run many seeds; print what failed, what was reached and what never was."""
+def many(seeds: Iterable[int], *, seconds: float, processes: int, minutes: float) -> int:
+    """Run many seeds, or as many as there are minutes for; print what failed, what was reached and what never was."""
     seeds = list(seeds)
     began = told = time.monotonic()
     counts: Counter[str] = Counter()
@@ -69,6 +69,8 @@ def many(seeds: Iterable[int], *, seconds: float, processes: int) -> int:
             if time.monotonic() > told + STORY_S:
                 told = time.monotonic()
                 print(f"… {done} of {len(seeds)} seeds, {failed} failed, {told - began:.0f} s", flush=True)
+            if time.monotonic() > began + minutes * 60:
+                break
     strikes = sum(count for place, count in counts.items() if place.startswith("fault: "))
     calls = sum(counts[f"{port} {outcome}"] for port in ("metadata", "store") for outcome in ("before", "after", "late"))
     wall_s = time.monotonic() - began
@@ -78,7 +80,7 @@ def many(seeds: Iterable[int], *, seconds: float, processes: int) -> int:
         print(f"  {counts[place]:>9}  {place}")
     missed = never(counts)
     print("never reached: " + (", ".join(missed) or "nothing"))
-    return failed > 0 or (bool(missed) and len(seeds) >= ENOUGH_SEEDS)
+    return failed > 0 or (bool(missed) and done >= ENOUGH_SEEDS)
 
 
 def tell(outcome: Outcome) -> int:
@@ -99,12 +101,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("seeds", help="one seed, or FIRST-LAST")
     parser.add_argument("--seconds", type=float, default=FAULT_SECONDS, help="virtual seconds of faults in each run (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long (default: run all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: all cores")
     asked = parser.parse_args()
     first, _, last = asked.seeds.partition("-")
     if not last:
         return tell(simulate(int(first), seconds=asked.seconds))
-    return many(range(int(first), int(last) + 1), seconds=asked.seconds, processes=asked.processes)
+    return many(range(int(first), int(last) + 1), seconds=asked.seconds, processes=asked.processes, minutes=asked.minutes)
 
 
 if __name__ == "__main__":
