@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_a_worker_that_is_killed_counts_each_record_once(server: str, topic: str
                 await producer.send(topic, b"word again", partition=number % 2)
 
     def words() -> dict[str, int]:
-        with sqlite3.connect(counts) as found:
+        with closing(sqlite3.connect(counts)) as found:
             return dict(found.execute("SELECT word, count FROM words"))
 
     asyncio.run(append(0, 200))
