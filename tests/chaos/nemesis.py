@@ -99,7 +99,7 @@ class Nemesis:
                 await asyncio.gather(*done)
             victim = self._chance.choice(free)
             if not victim.alive:
-                self._anomaly("a broker ended by itself", (victim.name, tail(victim)))
+                self._anomaly("a broker ended by itself", (victim.name, await victim.ended(), tail(victim)))
                 await victim.start()
             self._busy.add(victim.name)
             self._running.add(asyncio.ensure_future(self._strike(fault, victim)))

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from typing import Any
 
 from tidelog.server.process import run
@@ -64,6 +65,9 @@ def play(flags: dict[str, Any], log: str) -> None:
     code = 1
     try:
         code = run(load_settings(flags=flags, config_file=None, environ=os.environ).settings)
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         sys.stderr.flush()
         os._exit(code)

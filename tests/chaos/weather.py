@@ -38,9 +38,7 @@ class Weather:
         self._requests += 1
         if self._blackouts:
             self.refused += 1
-            assert request.transport is not None
-            request.transport.abort()
-            return web.Response()
+            return _broken_off(request)
         refused = self._storms and self._requests % 4
         if refused and self._requests % 2:
             self.refused += 1
@@ -51,13 +49,17 @@ class Weather:
             content = await answer.read()
             if refused:
                 self.refused += 1
-                assert request.transport is not None
-                request.transport.abort()
-                return web.Response()
+                return _broken_off(request)
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in ("content-length", "transfer-encoding")}
             if request.method == "HEAD":
                 kept["Content-Length"] = answer.headers.get("Content-Length", "0")
             return web.Response(status=answer.status, headers=kept, body=None if request.method == "HEAD" else content)
+
+
+def _broken_off(request: web.Request) -> web.Response:
+    if request.transport is not None:  # else the other side has gone already
+        request.transport.abort()
+    return web.Response()
 
 
 @asynccontextmanager

@@ -579,3 +579,24 @@ async def test_connections_that_died_are_replaced(postgres_server: PostgresServe
     await postgres_server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tidelog%'")
     assert len((await answered(lambda: store.run(membership))).brokers) == 1
     await store.close()
+
+
+@pytest.mark.parametrize("error", [asyncpg.InternalClientError("another operation is in progress"), asyncpg.InterfaceError("is closed")])
+async def test_a_driver_that_loses_its_place_while_a_session_begins_is_not_now(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As when the link breaks in the middle of an answer."""
+    store = await open_postgres(PostgresSettings(postgres_url))
+    await store._engine.dispose()
+
+    def lost(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tidelog.metadata.postgres._assert_session", lost)
+        with pytest.raises(MetadataUnavailable, match="cannot be reached"):
+            await store.run(lambda tx: tx.rows("SELECT 1"))
+        with pytest.raises(MetadataUnavailable, match="cannot be reached"):
+            await open_postgres(PostgresSettings(postgres_url))
+    assert await store.run(lambda tx: tx.rows("SELECT 1"))
+    await store.close()

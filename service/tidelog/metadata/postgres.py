@@ -41,6 +41,16 @@ _REMEDIES = {
 _TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 _SPOILT = (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError)
 """What a session says that is to be replaced: its driver lost its place, or its server was demoted and only reads now."""
+_FAILURES = (
+    DBAPIError,
+    PoolTimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+"""What a transaction ends with. While a session is asserted the driver's errors come as they are."""
 _NOT_NOW = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -121,7 +131,7 @@ class PostgresStore:
                 return answer
         except TidelogError:
             raise
-        except (DBAPIError, PoolTimeoutError, asyncpg.PostgresError, OSError, TimeoutError) as error:
+        except _FAILURES as error:
             raise _explained(error, self._settings, committing=committing) from error
 
     def _call(self, connection: Connection, verb: Callable[[Transaction], T]) -> T:
@@ -142,7 +152,7 @@ async def open_postgres(settings: PostgresSettings, *, allow_migration: bool = T
                 await (await connection.execution_options(isolation_level="AUTOCOMMIT")).run_sync(migrate)
             else:
                 await _checked(connection)
-    except (DBAPIError, asyncpg.PostgresError, OSError, TimeoutError) as error:
+    except _FAILURES as error:
         await store.close()
         raise _explained(error, settings, committing=False) from error
     except BaseException:
