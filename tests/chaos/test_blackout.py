@@ -33,7 +33,7 @@ LOADS = 16
 SIZE = 100_000
 PER_SECOND = 1.25
 """Of each load: together they fill all budgets well within twenty seconds."""
-SLACK = 64 * MIB
+SLACK = 40 * MIB
 """For what is not appends: the heap's holes, and what the transport holds of each connection."""
 _WINDOW_S = 1.0
 _WINDOWS = 5
