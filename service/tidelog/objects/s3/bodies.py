@@ -29,6 +29,10 @@ class Content:
         for piece in self.slices:
             self.crc32c = crc32c(piece, self.crc32c)
 
+    def let_go(self) -> None:
+        """Hold the bytes no longer: errors and frames of libraries may hold this in cycles, until the collector comes."""
+        self.slices = []
+
     def equals(self, stored: bytes) -> bool:
         """Say whether these are the same bytes."""
         if len(stored) != self.size:

@@ -84,7 +84,13 @@ class S3Store:
             if not await self._puts.run(lambda: self._put(key, content)):
                 await self._check_that_it_is_ours(key, content)
 
-        await self._writes.run(self._retried("PUT", key, attempt, changes=True))
+        async def write() -> None:
+            try:
+                await self._retried("PUT", key, attempt, changes=True)
+            finally:
+                content.let_go()
+
+        await self._writes.run(write())
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object, its length and, where it is the whole, its checksum checked. See `ObjectStore.get_range`."""
