@@ -1,6 +1,4 @@
-"""What is done about memory in processes through which large messages stream."""
-
-import traceback
+"""What the C library's allocator is told of processes through which large messages stream."""
 
 _LARGE_BYTES = 8 * 1024 * 1024
 
@@ -13,20 +11,3 @@ def keep_freed_memory() -> None:
     again, which took longer than copying. One large block, freed untouched, raises the bound: to 16 MiB.
     """
     _ = bytes(_LARGE_BYTES)
-
-
-def forget_frames(error: BaseException) -> None:
-    """Free what the frames hold that an error came through, and those that it came from.
-
-    Errors and frames hold each other in cycles, here and in libraries, until the collector comes; and it comes seldom. Such
-    frames hold the bodies of requests: a store that is away for minutes would cost far more memory than is accounted for.
-    """
-    chain = [error]
-    known = set()
-    while chain:
-        link = chain.pop()
-        if link in known:
-            continue
-        known.add(link)
-        traceback.clear_frames(link.__traceback__)
-        chain += [before for before in (link.__cause__, link.__context__) if before is not None]

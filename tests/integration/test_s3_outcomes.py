@@ -204,22 +204,30 @@ class Body(bytearray):
     """Bytes whose end can be noticed."""
 
 
-async def test_a_failed_write_holds_its_bytes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fate", ["breaks off", "is silent", "answers 503"])
+async def test_a_failed_write_holds_its_bytes_no_longer(monkeypatch: pytest.MonkeyPatch, fate: str) -> None:
     """Not in cycles of errors and frames either, until the collector comes: it comes seldom, and such writes may be many."""
 
     def handle(_: asyncio.Server) -> Handler:
-        async def break_off(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await whole_request(reader)
+            if fate == "is silent":
+                await reader.read()  # until the client has gone
+            elif fate == "answers 503":
+                writer.write(b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(SLOW_DOWN), SLOW_DOWN))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
 
-        return break_off
+        return fail
 
-    async with raw_server(monkeypatch, handle, max_attempts=3, hedge_after_samples=1, backoff_most_ms=1) as store:
+    async with raw_server(monkeypatch, handle, max_attempts=3, attempt_timeout_ms=200, hedge_after_samples=1, backoff_most_ms=1) as store:
         gc.collect()
         gc.disable()
         try:
             body = Body(100_000)
             held = weakref.ref(body)
-            with suppress(StoreOutcomeUnknown):
+            with suppress(StoreOutcomeUnknown, StoreUnavailable):
                 await store.put_new("key", [body])
                 raise AssertionError("it was done")
             await asyncio.sleep(0)

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tidelog.allocation import forget_frames
 from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import BrokerError, NotReady, StoreError, StoreOutcomeUnknown, StoreUnavailable, TimedOut
@@ -120,14 +119,12 @@ class Uploads:
             try:
                 await self._bucket.put_new(key, parts)
             except (StoreUnavailable, StoreOutcomeUnknown) as error:  # weather: the same key and bytes again (I5)
-                forget_frames(error)
                 left_s = give_up_at() - self._clock.monotonic()
                 if left_s <= 0:
                     return UploadFailed(TimedOut(f"the append's segment could not be uploaded in time, so it was not done: {error}"))
                 await asyncio.sleep(min(self._chance.uniform(0, backoff_s), left_s))
                 backoff_s = min(backoff_s * 2, _BACKOFF_MOST_S)
             except StoreError as error:  # a person must act; meanwhile this broker goes on trying with what comes
-                forget_frames(error)
                 _log.warning("upload_given_up", sequence=sequence, reason=error.reason, problem=str(error))
                 return UploadFailed(NotReady(f"this broker cannot write to its bucket, so the append was not done: {error}"))
             else:

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tidelog.allocation import forget_frames
 from tidelog.clock import Clock
 from tidelog.errors import StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
 from tidelog.randomness import Random
@@ -53,10 +52,8 @@ async def retried(attempt: Callable[[], Awaitable[T]], patience: Patience, *, as
                 return await attempt()
         except AttemptFailed as failure:
             problem, unknown = str(failure), failure.may_happen
-            forget_frames(failure)
-        except TimeoutError as late:
+        except TimeoutError:
             problem, unknown = f"no answer within {limit:.3g} s", True
-            forget_frames(late)
         except StoreUnusable as error:
             if not may_have_happened:
                 raise

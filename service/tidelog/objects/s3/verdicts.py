@@ -23,7 +23,6 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as ConnectionFailed
 from botocore.parsers import ResponseParserError
 
-from tidelog.allocation import forget_frames
 from tidelog.errors import ObjectNotFound, StoreError, StoreUnusable
 from tidelog.objects.retries import AttemptFailed
 
@@ -47,10 +46,8 @@ def translated(asked: str, *, reads: bool = False, sent: Callable[[], bool] = la
     try:
         yield
     except ClientError as error:
-        forget_frames(error)
         raise _answered(error, asked, reads=reads) from error
     except (BotoCoreError, ResponseParserError, HttpError, OSError) as error:
-        forget_frames(error)
         raise _unanswered(error, asked, sent=sent()) from error
     except ValueError as error:  # the S3 client's, of a header that is no number or date
         raise AttemptFailed(f"the answer cannot be read: {error}", may_happen=True) from error
