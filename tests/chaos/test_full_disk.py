@@ -13,6 +13,7 @@ import pytest
 
 from tests.chaos.cluster import tail
 from tests.chaos.scenario import Chaos, run
+from tests.small_disk import small_disk
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().getrandbits(32)
 REFUSED = 30
@@ -21,14 +22,8 @@ REFUSED = 30
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MiB in memory."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with small_disk(tmp_path / "disk", mib=3) as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("full", ["objects", "metadata"])

@@ -242,11 +242,11 @@ async def test_a_block_that_came_short_is_fetched_again_and_then_an_error() -> N
 async def test_fetching_ahead_is_limited_and_its_errors_reach_nobody_but_those_who_ask() -> None:
     store, cache, _ = await blocks(size=1000 * KIB)
     store.gate.clear()
-    cache.fetch_ahead([Span("a", 0, 500 * KIB), Span("gone", 0, 10)], most=8, slots=Slots(8))
+    cache.fetch_ahead([Span("a", 0, 500 * KIB), Span("gone", 0, 10)], slots=Slots(8))
     await asyncio.sleep(0)
     assert len(store.gets) == 4, "a quarter of memory"
     store.gate.set()
-    cache.fetch_ahead([Span("gone", 0, 10)], most=1, slots=Slots(8))
+    cache.fetch_ahead([Span("gone", 0, 10)], slots=Slots(8))
     with pytest.raises(ObjectNotFound):
         await cache.read([Span("gone", 0, 10)], slots=Slots(8))
     await cache.close()
@@ -255,7 +255,7 @@ async def test_fetching_ahead_is_limited_and_its_errors_reach_nobody_but_those_w
 async def test_closing_leaves_nothing_on_its_way() -> None:
     store, cache, _ = await blocks()
     store.gate.clear()
-    cache.fetch_ahead([Span("a", 0, 10)], most=1, slots=Slots(1))
+    cache.fetch_ahead([Span("a", 0, 10)], slots=Slots(1))
     waiting = asyncio.ensure_future(cache.read([Span("a", 0, 10)], slots=Slots(1)))
     await asyncio.sleep(0)
     await cache.close()

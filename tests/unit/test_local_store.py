@@ -29,6 +29,8 @@ from tidelog.objects import local
 from tidelog.objects.local import DirectoryStore, open_directory
 from tidelog.randomness import system_random
 
+from tests.small_disk import small_disk
+
 DAY_SECONDS = 24 * 3600
 
 RACER = """
@@ -173,31 +175,25 @@ async def test_a_writer_whose_file_is_taken_for_abandoned_fails_and_may_try_agai
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", mib=1) as disk:
+        yield disk
 
 
-async def test_a_full_disk_is_told_in_a_sentence_and_nothing_is_left_behind(small_disk: Path) -> None:
-    store = opened(small_disk / "objects")
+async def test_a_full_disk_is_told_in_a_sentence_and_nothing_is_left_behind(disk: Path) -> None:
+    store = opened(disk / "objects")
     await store.put_new("small", [b"x" * 1000])
     with pytest.raises(StoreUnavailable, match=r"'big' was to be written, but the disk of .* is full .*free some space"):
         await store.put_new("big", [b"x" * (2 << 20)])
-    assert files_in(small_disk) == ["objects/small"]
+    assert files_in(disk) == ["objects/small"]
     await store.put_new("big", [b"x" * 1000])
     assert await store.get_range("big", 0, 2000) == b"x" * 1000
 
 
-async def test_a_disk_that_became_read_only_needs_a_person(small_disk: Path) -> None:
-    store = opened(small_disk / "objects")
+async def test_a_disk_that_became_read_only_needs_a_person(disk: Path) -> None:
+    store = opened(disk / "objects")
     await store.put_new("k", [b"x"])
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(StoreUnusable, match="Read-only file system"):
         await store.put_new("other", [b"x"])
     assert list(await store.delete_many(["k"])) == ["k"]

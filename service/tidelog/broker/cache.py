@@ -235,14 +235,11 @@ class BlockCache:
         found = iter(pieces)
         return [list(islice(found, len(self._numbers(span)))) for span in spans]
 
-    def fetch_ahead(self, spans: Sequence[Span], *, most: int, slots: Slots) -> None:
-        """Begin to fetch the first `most` blocks that will be asked for soon, as far as slots and memory are free."""
+    def fetch_ahead(self, spans: Sequence[Span], *, slots: Slots) -> None:
+        """Begin to fetch blocks that will be asked for soon, as far as slots are free, and memory for what nobody has asked for yet."""
         for span in spans:
             for number in self._numbers(span):
                 key = (span.key, number)
-                if most == 0:
-                    return
-                most -= 1
                 if key in self._flights or self._cached(key) is not None:
                     continue
                 room = (len(self._ahead) + 1) * self._block_bytes <= self._max_bytes // _NEW_SHARE

@@ -370,7 +370,6 @@ class _Segments:
         """Reads of the past, and of the tail, that may wait for blocks and hold them at the same time."""
         self._executor = executor
         self._ahead_bytes = settings.read_ahead_blocks * settings.read_block_bytes
-        self._ahead_blocks = settings.read_ahead_blocks
         self._places = _Places()
 
     async def close(self) -> None:
@@ -445,7 +444,7 @@ class _Segments:
             if begun and length > 0:
                 spans.append(Span(key(extent), start, length))
                 room -= length
-        self._blocks.fetch_ahead(spans, most=self._ahead_blocks, slots=self._slots[False])
+        self._blocks.fetch_ahead(spans, slots=self._slots[False])
 
     async def merged(self, extent: Extent, key: str, offset: int, want: int, *, tail: bool, sequential: bool) -> StampedBatches:
         """Return about `want` bytes of batches from the one that holds `offset` on, of a merged segment's extent."""
@@ -465,7 +464,7 @@ class _Segments:
     def _merged_ahead(self, run: MergedRun) -> None:
         length = min(run.extent.position + run.extent.length - run.end, self._ahead_bytes)
         if length > 0:
-            self._blocks.fetch_ahead([Span(run.key, run.end, length)], most=self._ahead_blocks + 1, slots=self._slots[False])
+            self._blocks.fetch_ahead([Span(run.key, run.end, length)], slots=self._slots[False])
 
 
 class _Indexes:
