@@ -10,7 +10,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,13 @@ def _committing(
         def note(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
             statements.append((statement, parameters))
 
+        if tx.dialect == "sqlite":
+
+            def run(sql: str, values: dict[str, object]) -> Sequence[Any]:
+                statements.append((sql, values))
+                return tx.run(sql, values)
+
+            return commit(Transaction(tx.connection, run, dialect="sqlite"), broker_epoch=epoch, partitions=proposals)
         event.listen(tx.connection, "before_cursor_execute", note)
         try:
             return commit(tx, broker_epoch=epoch, partitions=proposals)

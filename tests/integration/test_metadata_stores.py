@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import Connection, StaticPool, create_engine
 from tidelog.clock import SystemClock
 from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
 from tidelog.executors import ThreadExecutor
@@ -54,10 +55,15 @@ async def link(postgres_server: PostgresServer, postgres_url: str) -> AsyncItera
 
 
 async def test_the_migrated_schema_is_the_one_that_the_code_describes(metadata_store: MetadataStore) -> None:
-    def differences(tx: Transaction) -> object:
-        return compare_metadata(MigrationContext.configure(tx.connection), tables_metadata)
+    def differences(connection: Connection) -> object:
+        return compare_metadata(MigrationContext.configure(connection), tables_metadata)
 
-    assert await metadata_store.run(differences) == []
+    if isinstance(metadata_store, SqliteStore):
+        driver = metadata_store._connection
+        with create_engine("sqlite://", creator=lambda: driver, poolclass=StaticPool).connect() as connection:
+            assert differences(connection) == []
+    else:
+        assert await metadata_store.run(lambda tx: differences(tx.connection)) == []
 
 
 async def test_a_cancelled_caller_does_not_stop_the_transaction(metadata_store: MetadataStore) -> None:

@@ -436,8 +436,12 @@ class Stream:
 
 
 async def read(world: World, reader: int, stop: float, *, partition: int | None = None) -> None:
-    """Poll a partition; with `partition` given from its beginning to its end, else wherever chance leads."""
+    """Poll a partition until `stop`; with `partition` given from its beginning to its end, else wherever chance leads.
+
+    Whoever reads to the end may take longer, as long as it gets on: small windows on a slow store take their time.
+    """
     final = partition is not None
+    patience_s = stop - world.loop.now
     generation = 0
     at = 0
     chosen = world.chance.randrange(world.draw.partitions) if partition is None else partition
@@ -470,6 +474,7 @@ async def read(world: World, reader: int, stop: float, *, partition: int | None 
         if pairs:
             world.tell("client", f"reader {reader}", "reads offsets {} to {}", at, pairs[-1][0] + 1, partition=chosen)
             at = pairs[-1][0] + 1
+            stop = world.loop.now + patience_s if final else stop
         elif final and at >= (await states(world))[chosen].next_offset:
             return
         else:

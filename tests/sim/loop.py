@@ -33,7 +33,7 @@ class Node:
         self.name = name
         self.label = label
         self.state = State.RUNNING
-        self.parked: list[asyncio.Handle] = []
+        self.parked: list[Owned | OwnedTimer] = []
         self.skew_s = 0.0
         self.rate = 1.0
 
@@ -56,6 +56,20 @@ class NumberedTask(asyncio.Task[Any]):
         return self.number
 
 
+class Owned(asyncio.Handle):
+    """A callback that knows whose it is."""
+
+    __slots__ = ("node",)
+    node: Node | None
+
+
+class OwnedTimer(asyncio.TimerHandle):
+    """A timer that knows whose it is."""
+
+    __slots__ = ("node",)
+    node: Node | None
+
+
 class NothingToDo(RuntimeError):
     """No callback is ready and no timer is set: the run would wait for ever."""
 
@@ -69,10 +83,10 @@ class SimLoop(asyncio.BaseEventLoop):
         self.now = 0.0
         self.events = 0
         self.trace = 0
-        self.graveyard: list[asyncio.Handle] = []
+        self.graveyard: list[Owned | OwnedTimer] = []
         self.halted = False
-        self._soon: list[asyncio.Handle] = []
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._soon: list[Owned | OwnedTimer] = []
+        self._timers: list[tuple[float, int, OwnedTimer]] = []
         self._order = 0
         self._tasks = 0
         self.set_task_factory(self._numbered)
@@ -90,7 +104,8 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.now
 
     def call_soon(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = Owned(callback, args, self, context)
+        handle.node = handle._context.get(NODE)  # type: ignore[attr-defined]
         self._soon.append(handle)
         return handle
 
@@ -104,7 +119,8 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_at(
         self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = OwnedTimer(when, callback, args, self, context)
+        handle.node = handle._context.get(NODE)  # type: ignore[attr-defined]
         self._order += 1
         heapq.heappush(self._timers, (when, self._order, handle))
         return handle
@@ -144,13 +160,13 @@ class SimLoop(asyncio.BaseEventLoop):
         # FIFO as asyncio keeps it: code may rely on the order of callbacks of one process, so only the process is drawn.
         soon, index = self._soon, 0
         if len(soon) > 1:
-            node = soon[int(self.chance.random() * len(soon))]._context.get(NODE)  # type: ignore[attr-defined]
-            while soon[index]._context.get(NODE) is not node:  # type: ignore[attr-defined]
+            node = soon[int(self.chance.random() * len(soon))].node
+            while soon[index].node is not node:
                 index += 1
         handle = soon.pop(index)
         if handle.cancelled():
             return
-        node = handle._context.get(NODE)  # type: ignore[attr-defined]
+        node = handle.node
         if node is not None and node.state is not State.RUNNING:
             (node.parked if node.state is State.PAUSED else self.graveyard).append(handle)
             return

@@ -73,7 +73,7 @@ class LargeWorld(World):
 
     async def run(self, verb: Callable[..., T], /, *args: Any, who: str = "world", **kwargs: Any) -> T:
         def counted(tx: Transaction, /, *args: Any, **kwargs: Any) -> T:
-            db: Any = tx.connection.connection.dbapi_connection
+            db: Any = tx.connection
             before, began = db.total_changes, time.process_time()
             try:
                 return verb(tx, *args, **kwargs)

@@ -98,7 +98,7 @@ class Watcher:
             except TidelogError as error:
                 self._world.counts[f"{name}: {type(error).__name__}"] += 1
                 raise
-            db: Connection = tx.connection.connection.dbapi_connection  # type: ignore[assignment]
+            db: Connection = tx.connection
             self._hear(name, who, answer)
             if db.total_changes != self._changes:
                 self._changes = db.total_changes

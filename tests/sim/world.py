@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import DBAPIError
 from tidelog.broker.broker import Broker
 from tidelog.broker.references import Answer, AnswerReceiver, CommittedExtents, FeedLink, FeedReceiver, Reference, ReferenceLink
 from tidelog.config import Settings
@@ -293,7 +292,7 @@ class SimMetadata:
 
     def _late(self, verb: Callable[..., Any], args: Any, kwargs: Any, who: str) -> None:
         async def apply() -> None:
-            with suppress(TidelogError, DBAPIError):
+            with suppress(TidelogError):
                 await self._world.run(verb, *args, who=who, **kwargs)
 
         if not self._world.down("metadata"):

@@ -4,12 +4,13 @@ Every session asserts what durability and take-over rest on, and gives up by its
 of a broker that was paused inside a transaction cannot keep another from taking over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Concatenate
 
 import asyncpg
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, TextClause, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -135,7 +136,17 @@ class PostgresStore:
             raise _explained(error, self._settings, committing=committing) from error
 
     def _call(self, connection: Connection, verb: Callable[[Transaction], T]) -> T:
-        return verb(Transaction(connection, dialect="postgresql"))
+        return verb(Transaction(connection, partial(_rows, connection), dialect="postgresql"))
+
+
+def _rows(connection: Connection, sql: str, parameters: dict[str, object]) -> Sequence[Any]:
+    result = connection.execute(_text(sql), parameters)
+    return result.all() if result.returns_rows else ()
+
+
+@lru_cache(maxsize=1024)
+def _text(sql: str) -> TextClause:
+    return text(sql)
 
 
 async def open_postgres(settings: PostgresSettings, *, allow_migration: bool = True) -> PostgresStore:

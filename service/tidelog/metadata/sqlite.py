@@ -1,18 +1,21 @@
 """The metadata store on SQLite: one file, one process, every commit synced.
 
 WAL with `synchronous=FULL`, both read back; transactions begin IMMEDIATE; a lock on `FILE.lock` is held for life, so
-that whoever opens the store knows that every earlier process is dead.
+that whoever opens the store knows that every earlier process is dead. Verbs run on the driver itself: between them and
+SQLite, SQLAlchemy would take more time than SQLite does.
 """
 
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable
+from collections import namedtuple
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Concatenate
+from typing import IO, Any, Concatenate
 
-from sqlalchemy import Connection, StaticPool, create_engine
+from sqlalchemy import StaticPool, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from tidelog.clock import Clock
@@ -29,7 +32,7 @@ class SqliteStore:
 
     exclusive = True
 
-    def __init__(self, path: str, connection: Connection, *, executor: Executor, lock: IO[str] | None) -> None:
+    def __init__(self, path: str, connection: sqlite3.Connection, *, executor: Executor, lock: IO[str] | None) -> None:
         self._path = path
         self._connection = connection
         self._executor = executor
@@ -51,33 +54,36 @@ class SqliteStore:
     def _transact(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         committing = False
         try:
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                answer = verb(Transaction(self._connection, dialect="sqlite"), *args, **kwargs)
+                answer = verb(Transaction(self._connection, self._rows, dialect="sqlite"), *args, **kwargs)
                 committing = True
-                self._connection.exec_driver_sql("COMMIT")
+                self._connection.execute("COMMIT")
             except BaseException:
                 self._roll_back()
                 raise
-        except DBAPIError as error:
-            if committing and getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+        except sqlite3.Error as error:
+            if committing and _code(error) == sqlite3.SQLITE_IOERR:
                 # The commit may be in the file, only its sync failed: then a restart brings it back (I5).
                 raise MetadataOutcomeUnknown(
-                    f"COMMIT was sent to {self._path!r}, but its disk failed ({error.orig}); it may have happened: mend the disk and ask"
-                    " again"
+                    f"COMMIT was sent to {self._path!r}, but its disk failed ({error}); it may have happened: mend the disk and ask again"
                 ) from error
             raise _explained(error, self._path) from error
         return answer
 
+    def _rows(self, sql: str, parameters: dict[str, object]) -> Sequence[Any]:
+        cursor = self._connection.execute(sql, parameters)
+        if cursor.description is None:
+            return ()
+        return list(map(_row(tuple(column[0] for column in cursor.description))._make, cursor.fetchall()))
+
     def _roll_back(self) -> None:
         # A full disk or an I/O error may have rolled back already; then there is no transaction to end.
-        with suppress(DBAPIError):
-            self._connection.exec_driver_sql("ROLLBACK")
+        with suppress(sqlite3.Error):
+            self._connection.execute("ROLLBACK")
 
     def _close(self) -> None:
-        engine = self._connection.engine
         self._connection.close()
-        engine.dispose()
         if self._lock is not None:
             self._lock.close()
 
@@ -92,20 +98,31 @@ async def open_sqlite(path: str | Path, *, clock: Clock, executor: Executor) -> 
 
 def _open(path: str, clock: Clock, executor: Executor) -> SqliteStore:
     lock = None if path == IN_MEMORY else _lock(path)
-    engine = create_engine("sqlite://", creator=lambda: _connect(path, clock), poolclass=StaticPool)
+    connection: sqlite3.Connection | None = None
     try:
-        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        migrate(connection)
+        connection = _connect(path, clock)
+        _migrate(connection)
         return SqliteStore(path, connection, executor=executor, lock=lock)
     except BaseException as error:
-        engine.dispose()
+        if connection is not None:
+            connection.close()
         if lock is not None:
             lock.close()
-        if isinstance(error, DBAPIError):
-            raise _explained(error, path) from error
-        if isinstance(error, sqlite3.Error):
-            raise _explained_driver(error, path) from error
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(cause, sqlite3.Error):
+            raise _explained(cause, path) from error
         raise
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+    with engine.connect() as migrated:
+        migrate(migrated.execution_options(isolation_level="AUTOCOMMIT"))
+
+
+@lru_cache(maxsize=1024)
+def _row(columns: tuple[str, ...]) -> Any:
+    return namedtuple("Row", columns, rename=True)
 
 
 def _lock(path: str) -> IO[str]:
@@ -134,7 +151,7 @@ def _lock(path: str) -> IO[str]:
 
 
 def _connect(path: str, clock: Clock) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
     try:
         connection.create_function("tidelog_now_ms", 0, clock.wall_ms)  # so that leases run on the clock that was handed in
         connection.execute("PRAGMA foreign_keys = ON")
@@ -155,13 +172,12 @@ def _connect(path: str, clock: Clock) -> sqlite3.Connection:
     return connection
 
 
-def _explained(error: DBAPIError, path: str) -> MetadataError:
-    cause = error.orig
-    return _explained_driver(cause, path) if isinstance(cause, sqlite3.Error) else MetadataUnusable(f"metadata store {path!r}: {error}")
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _explained_driver(error: sqlite3.Error, path: str) -> MetadataError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+def _explained(error: sqlite3.Error, path: str) -> MetadataError:
+    code = _code(error)
     asked = f"the metadata store {path!r} was to be changed, but"
     if code == sqlite3.SQLITE_FULL:
         return MetadataUnavailable(f"{asked} its disk is full; nothing was committed: free some space, then it goes on by itself")

@@ -9,12 +9,13 @@ from functools import lru_cache
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 import orjson
-from sqlalchemy import Connection, TextClause, text
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Dialect = Literal["sqlite", "postgresql"]
 ColumnType = Literal["bigint", "text"]
+Run = Callable[[str, dict[str, object]], Sequence[Any]]
+"""Runs a statement with parameters that it may name, or not; returns its rows, whose attributes are the columns."""
 
 
 class Transaction:
@@ -23,10 +24,12 @@ class Transaction:
     Statements take their parameters by name. A list or a tuple is the rows of a `recordset`.
     """
 
-    __slots__ = ("connection", "dialect")
+    __slots__ = ("connection", "dialect", "run")
 
-    def __init__(self, connection: Connection, *, dialect: Dialect) -> None:
+    def __init__(self, connection: Any, run: Run, *, dialect: Dialect) -> None:
         self.connection = connection
+        """What the store runs statements on; verbs leave it alone."""
+        self.run = run
         self.dialect: Dialect = dialect
 
     @property
@@ -42,7 +45,7 @@ class Transaction:
 
     def execute(self, sql: str, /, **parameters: object) -> None:
         """Run a statement whose result nobody needs."""
-        self.connection.execute(_text(sql), _encoded(parameters))
+        self.run(sql, _encoded(parameters))
 
     def execute_all(self, statements: Sequence[str], /, **parameters: object) -> None:
         """Run statements that write to different tables and do not read each other's changes: in one round trip where possible.
@@ -60,7 +63,7 @@ class Transaction:
 
     def rows(self, sql: str, /, **parameters: object) -> Sequence[Any]:
         """Run a statement and return its rows, whose attributes are the columns."""
-        return self.connection.execute(_text(sql), _encoded(parameters)).all()
+        return self.run(sql, _encoded(parameters))
 
     def delete(self, table: str, where: str, /, *, key: str, **parameters: object) -> Sequence[Any]:
         """Delete rows and return their keys, in no order.
@@ -141,11 +144,6 @@ class MetadataStore(Protocol):
 
 def _encoded(parameters: dict[str, object]) -> dict[str, object]:
     return {name: orjson.dumps(value).decode() if isinstance(value, list | tuple) else value for name, value in parameters.items()}
-
-
-@lru_cache(maxsize=1024)
-def _text(sql: str) -> TextClause:
-    return text(sql)
 
 
 @lru_cache(maxsize=1024)
