@@ -46,6 +46,8 @@ class Catalog:
         self._refs: dict[int, PartitionRef] = {}
         self._leaders: dict[int, Leadership] = {}
         self._listeners: list[Callable[[], None]] = []
+        self.revision = 0
+        """Raised by every change of what this knows."""
         self._refreshing: asyncio.Task[None] | None = None
 
     @property
@@ -183,5 +185,6 @@ class Catalog:
             self._refs.pop(partition_id, None)
 
     def _tell(self) -> None:
+        self.revision += 1
         for listener in self._listeners:
             listener()

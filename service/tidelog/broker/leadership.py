@@ -41,6 +41,8 @@ class Leadership:
         self._metrics = metrics
         self._desired: dict[int, str | None] = {}
         self._desired_for: tuple[str, ...] = ()
+        self._settled: tuple[int, dict[int, int]] | None = None
+        """The catalog's revision, and what was led, when there was nothing to do."""
 
     async def reconcile(self) -> None:
         """Step down from what is led elsewhere, take over what nobody leads, hand over what another should lead."""
@@ -56,8 +58,11 @@ class Leadership:
         own_id = self._own_id()
         orphans: list[int] = []
         elsewhere: dict[int, list[int]] = {}
-        rows = iter(list(self._catalog.leaderships().values()))
         led = self._ledger.led()
+        state = self._catalog.revision, dict(led)
+        if state == self._settled:
+            return
+        rows = iter(list(self._catalog.leaderships().values()))
         while part := list(islice(rows, _SLICE)):
             for row in part:
                 self._step_down_if_passed(row, led)
@@ -74,6 +79,8 @@ class Leadership:
             await asyncio.sleep(0)
         for gone in led.keys() - self._catalog.leaderships().keys():  # of a deleted topic
             self._ledger.step_down(gone)
+        if not orphans and not elsewhere and len(led) == len(state[1]):
+            self._settled = state
         await self._take_over(orphans, membership.version)
         for to_broker_epoch, partition_ids in elsewhere.items():
             self._ledger.hand_over(partition_ids, to_broker_epoch=to_broker_epoch, membership_version=membership.version)
