@@ -1,6 +1,7 @@
 """What every object store keeps (I2, I3, I5)."""
 
 import asyncio
+from collections.abc import AsyncIterator, Iterable
 
 import pytest
 from tidelog.errors import InvalidRequest, ObjectExists, ObjectNotFound
@@ -156,3 +157,95 @@ async def test_a_cancelled_write_leaves_a_whole_object_or_none(object_store: Obj
         await asyncio.gather(task, return_exceptions=True)
         await object_store.put_new(f"cancelled/{number}", [content])
         assert await object_store.get_range(f"cancelled/{number}", 0, len(content) + 1) == content
+
+
+# ---- streams
+
+
+async def stream(parts: Iterable[bytes]) -> AsyncIterator[bytearray]:
+    """Give parts one after another; each is overwritten once the next one is asked for."""
+    for part in parts:
+        buffer = bytearray(part)
+        yield buffer
+        buffer[:] = bytes(len(buffer))
+
+
+LARGE = [bytes([number % 251]) * 700_001 for number in range(30)]
+"""More than two of the parts that a stream is sent in."""
+
+
+async def test_a_stream_is_kept_whole(object_store: ObjectStore) -> None:
+    await object_store.put_stream("large", stream(LARGE))
+    whole = b"".join(LARGE)
+    assert (await object_store.head("large")).size == len(whole)
+    assert await object_store.get_range("large", 0, len(whole) + 1) == whole
+    assert await object_store.get_range("large", 9_000_001, 3000) == whole[9_000_001:9_003_001]
+
+
+@pytest.mark.parametrize("parts", [[b"one"], [b"one", b"", b"two"], [], [b""]], ids=["one", "two", "none", "empty"])
+async def test_a_small_stream_is_kept_too(object_store: ObjectStore, parts: list[bytes]) -> None:
+    await object_store.put_stream("small", stream(parts))
+    assert (await object_store.head("small")).size == len(b"".join(parts))
+    assert await object_store.get_range("small", 0, 10) == b"".join(parts)
+
+
+async def test_a_stream_writes_a_key_once_whoever_was_first(object_store: ObjectStore) -> None:
+    await object_store.put_new("whole", [b"first"])
+    with pytest.raises(ObjectExists, match="other bytes"):
+        await object_store.put_stream("whole", stream([b"other"]))
+    await object_store.put_stream("streamed", stream([b"first"]))
+    for again in (object_store.put_new("streamed", [b"FIRST"]), object_store.put_stream("streamed", stream([b"longer ", b"ones"]))):
+        with pytest.raises(ObjectExists):
+            await again
+    assert await object_store.get_range("whole", 0, 10) == await object_store.get_range("streamed", 0, 10) == b"first"
+
+
+async def test_streaming_the_same_bytes_again_is_success(object_store: ObjectStore) -> None:
+    await object_store.put_stream("k", stream([b"same ", b"bytes"]))
+    before = await object_store.head("k")
+    await object_store.put_stream("k", stream([b"same", b" bytes"]))
+    await object_store.put_new("k", [b"same bytes"])
+    assert await object_store.head("k") == before
+    await object_store.put_stream("large", stream(LARGE))
+    await object_store.put_stream("large", stream(LARGE))
+
+
+async def test_of_many_streams_to_one_key_exactly_one_wins(object_store: ObjectStore) -> None:
+    contents = [b"content %d" % n for n in range(8)]
+    results = await asyncio.gather(*(object_store.put_stream("raced", stream([c])) for c in contents), return_exceptions=True)
+    winners = [c for c, result in zip(contents, results, strict=True) if result is None]
+    assert all(result is None or isinstance(result, ObjectExists) for result in results)
+    assert [await object_store.get_range("raced", 0, 100)] == winners
+
+
+async def test_a_stream_that_breaks_writes_nothing_and_what_broke_it_is_told(object_store: ObjectStore) -> None:
+    class Broken(Exception): ...
+
+    async def breaking() -> AsyncIterator[bytes]:
+        for part in LARGE:
+            yield part
+        raise Broken
+
+    with pytest.raises(Broken):
+        await object_store.put_stream("folder/k", breaking())
+    with pytest.raises(ObjectNotFound):
+        await object_store.head("folder/k")
+    assert await keys_of(object_store) == []
+    await object_store.put_stream("folder/k", stream([b"whole"]))
+    assert await object_store.get_range("folder/k", 0, 10) == b"whole"
+
+
+async def test_a_cancelled_stream_leaves_a_whole_object_or_none(object_store: ObjectStore) -> None:
+    for turns in (0, 1, 5, 30):
+        task = asyncio.ensure_future(object_store.put_stream(f"cancelled/{turns}", stream(LARGE)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await object_store.put_stream(f"cancelled/{turns}", stream(LARGE))
+        assert (await object_store.head(f"cancelled/{turns}")).size == sum(map(len, LARGE))
+
+
+async def test_a_stream_to_a_key_that_some_store_cannot_hold_is_refused(object_store: ObjectStore) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be used"):
+        await object_store.put_stream("a//b", stream([b"x"]))

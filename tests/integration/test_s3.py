@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import random
 import socket
 import ssl
@@ -20,6 +21,7 @@ from crc32c import crc32c
 from tidelog.clock import SystemClock
 from tidelog.errors import InvalidSettings, ObjectExists, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
 from tidelog.objects.s3 import S3Settings, S3Store, open_s3, probe
+from tidelog.objects.store import STREAM_PART_BYTES
 
 BODY = web.RequestKey("BODY", bytes)
 DROP = web.RequestKey("DROP", tuple)
@@ -38,8 +40,9 @@ async def misbehaving(settings: S3Settings, rule: Rule, *, tls: ssl.SSLContext |
             dropped = request.get(DROP, ())
             passed = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
             url = f"{settings.endpoint_url}{request.raw_path}"
+            body = io.BytesIO(request[BODY]) if len(request[BODY]) > 1 << 20 else request[BODY]  # aiohttp warns of large bytes
             async with upstream.request(
-                request.method, url, data=request[BODY], headers=passed, skip_auto_headers=["Content-Type"]
+                request.method, url, data=body, headers=passed, skip_auto_headers=["Content-Type"]
             ) as answer:
                 content = await answer.read()
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("content-length", "transfer-encoding", "connection")}
@@ -595,3 +598,66 @@ async def test_surroundings_that_must_be_mended_are_named(s3_settings: S3Setting
 def test_settings_that_cannot_work_are_refused_by_name(wrong: dict[str, object], sentence: str) -> None:
     with pytest.raises(InvalidSettings, match=sentence):
         S3Settings(**{"bucket": "b", **wrong})  # type: ignore[arg-type]
+
+
+# ---- streams
+
+
+async def two_parts() -> AsyncIterator[bytes]:
+    yield bytes(STREAM_PART_BYTES)
+    yield b"the second part"
+
+
+def uploads_under_way(settings: S3Settings) -> int:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=settings.endpoint_url, region_name="us-east-1")
+    return len(client.list_multipart_uploads(Bucket=settings.bucket).get("Uploads", ()))
+
+
+async def test_a_stream_whose_last_answer_was_lost_is_found_done(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, in_turn("POST", None, done_but_cut_off, None)) as store:
+        await store.put_stream("k", two_parts())
+        assert (await store.head("k")).size == STREAM_PART_BYTES + 15
+
+
+async def test_parts_that_fail_are_sent_again(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, in_turn("PUT", refusing(503, "SlowDown"), done_but_cut_off, None)) as store:
+        await store.put_stream("k", two_parts())
+        assert (await store.head("k")).size == STREAM_PART_BYTES + 15
+        assert store.requests["put"] == 1 + 2 + 2 + 1
+
+
+async def test_a_stream_that_cannot_be_completed_is_unknown_and_leaves_no_parts(s3_settings: S3Settings) -> None:
+    gone = [None, *[refusing(500, "InternalError")] * 3]
+    async with misbehaving(s3_settings, in_turn("POST", *gone)) as store:
+        with pytest.raises(StoreOutcomeUnknown):
+            await store.put_stream("k", two_parts())
+    assert uploads_under_way(s3_settings) == 0
+
+
+async def test_a_stream_whose_parts_are_refused_is_not_done_and_leaves_no_parts(s3_settings: S3Settings) -> None:
+    async with misbehaving(s3_settings, in_turn("PUT", *[refusing(500, "InternalError")] * 3)) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.put_stream("k", two_parts())
+    assert uploads_under_way(s3_settings) == 0
+
+
+async def test_parts_that_a_dead_process_left_behind_are_removed(s3_settings: S3Settings) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3_settings.endpoint_url, region_name="us-east-1")
+    client.create_multipart_upload(Bucket=s3_settings.bucket, Key=f"{s3_settings.prefix}/left")  # this server says: years ago
+
+    class Later(SystemClock):
+        ahead_s = 0.0
+
+        def monotonic(self) -> float:
+            return super().monotonic() + self.ahead_s
+
+    clock = Later()
+    store = await open_s3(s3_settings, clock=clock, chance=random.Random(1))
+    for clock.ahead_s, left in ((0.0, 1), (3601.0, 0)):
+        assert [found async for found in store.list()] == []
+        assert uploads_under_way(s3_settings) == left
+    await store.close()

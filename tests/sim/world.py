@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -334,6 +334,9 @@ class SimBucket:
         await self._world.bucket.put_new(key, copy)
         if outcome == "after":
             raise StoreOutcomeUnknown("simulated: done, but not heard of")
+
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        await self.put_new(key, [bytes(part) async for part in parts])
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         if await self._fault():

@@ -7,14 +7,14 @@ truncated or altered, which readers must notice.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tidelog.clock import Clock
 from tidelog.errors import StoreError, StoreOutcomeUnknown, StoreUnavailable
-from tidelog.objects.store import Bytes, ObjectInfo, ObjectStore
+from tidelog.objects.store import Bytes, ObjectInfo, ObjectStore, check_key
 from tidelog.randomness import Random
 
 T = TypeVar("T")
@@ -60,6 +60,14 @@ class FaultyStore:
         """Write an object, or not, or later. See `ObjectStore.put_new`."""
         content = b"".join(parts)  # once the caller has heard an error it may change them, and a late write must not
         await self._call(lambda: self._store.put_new(key, [content]), f"writing {key!r}", StoreOutcomeUnknown)
+
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        """Write an object, or not, or later, once all of it is there. See `ObjectStore.put_stream`."""
+        check_key(key)
+        content = bytearray()
+        async for part in parts:
+            content += part
+        await self.put_new(key, [content])
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object, or some of it, or something else. See `ObjectStore.get_range`."""

@@ -6,7 +6,7 @@ objects of a few MiB within one region.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -55,6 +55,17 @@ class SlowStore:
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object after a while. See `ObjectStore.put_new`."""
         await self._writes.run(self._put(key, parts))  # I5: a cancelled caller does not stop the write
+
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        """Write an object, each part as slowly as its bytes take, after a while. See `ObjectStore.put_stream`."""
+
+        async def slowly() -> AsyncIterator[Bytes]:
+            async for part in parts:
+                await asyncio.sleep(memoryview(part).nbytes / self._latencies.bytes_per_second)
+                yield part
+            await self._wait(self._latencies.put)
+
+        await self._store.put_stream(key, slowly())
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object after a while. See `ObjectStore.get_range`."""

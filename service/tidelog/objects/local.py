@@ -4,14 +4,15 @@ A new object is written beside its place, synced, and linked to its name, which 
 writer wins, also among processes, and nobody ever sees half an object. Folders are made as keys need them, and stay.
 """
 
+import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from tidelog.clock import Clock
 from tidelog.errors import InvalidRequest, ObjectExists, ObjectNotFound, StoreError, StoreOutcomeUnknown, StoreUnavailable, StoreUnusable
@@ -54,7 +55,33 @@ class DirectoryStore:
 
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object once, synced with its folders. See `ObjectStore.put_new`."""
-        await self._writes.run(self._run(key, self._put, key, self._path(key), parts, new_uuid(self._chance)))
+        path = self._path(key)
+        written, holds = (lambda temporary: _write(temporary, parts)), (lambda path, _: _holds(path, parts))
+        await self._writes.run(self._run(key, self._put, key, path, self._temporary(path), written, holds))
+
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        """Write an object once, part by part into a file that nobody sees until it is whole. See `ObjectStore.put_stream`."""
+        path = self._path(key)
+        temporary = self._temporary(path)
+        try:
+            await self._to_its_end(self._run(key, self._begin, key, temporary))
+            async for part in parts:
+                await self._to_its_end(self._run(key, self._append, key, temporary, part))
+        except BaseException:
+            await self._executor.run(_remove, temporary)
+            raise
+        await self._writes.run(self._run(key, self._put, key, path, temporary, _sync, _same))
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for file work that has begun even where the caller is cancelled: its file is about to be removed."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()
+            raise
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object. See `ObjectStore.get_range`."""
@@ -88,18 +115,61 @@ class DirectoryStore:
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
+    def _temporary(self, path: Path) -> Path:
+        return path.parent / f"{_TEMPORARY}{new_uuid(self._chance)}"
+
     async def _run(self, asked: str, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await self._executor.run(work, *args, **kwargs)
         except OSError as error:
             raise _explained(error, asked, self._root) from error
 
-    def _put(self, key: str, path: Path, parts: Sequence[Bytes], unique: str) -> None:
-        temporary = path.parent / f"{_TEMPORARY}{unique}"
+    def _put(self, key: str, path: Path, temporary: Path, write: Callable[[Path], None], holds: Callable[[Path, Path], bool]) -> None:
+        """Have `write` fill a temporary file, and give it its name; where that is taken, `holds` says whether by the same bytes."""
         try:
-            self._prepare(path.parent)
-            _write(temporary, parts)
-            taken = not _link(temporary, path)
+            with self._writing(key):
+                self._prepare(path.parent)
+                write(temporary)
+                taken = not _link(temporary, path)
+            if taken:
+                self._check_that_it_is_ours(key, path, temporary, holds)
+        finally:
+            _remove(temporary)
+        try:
+            if taken:
+                _sync(path)  # whoever wrote it may have died before it was durable
+            _sync(path.parent)
+        except OSError as error:
+            raise _unsynced(key, error) from error
+
+    def _check_that_it_is_ours(self, key: str, path: Path, temporary: Path, holds: Callable[[Path, Path], bool]) -> None:
+        try:
+            same = holds(path, temporary)
+        except IsADirectoryError as error:
+            raise _in_the_way(key) from error
+        except OSError as error:
+            raise _unsynced(key, error) from error
+        if not same:
+            raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
+
+    def _begin(self, key: str, temporary: Path) -> None:
+        with self._writing(key):
+            self._prepare(temporary.parent)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+
+    def _append(self, key: str, temporary: Path, part: Bytes) -> None:
+        with self._writing(key):
+            handle = os.open(temporary, os.O_WRONLY | os.O_APPEND)
+            try:
+                _write_all(handle, [memoryview(part).cast("B")] if len(part) else [])
+            finally:
+                os.close(handle)
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        """Say what it means where a folder or a temporary file is not as this process made it."""
+        try:
+            yield
         except (FileExistsError, NotADirectoryError) as error:
             raise _in_the_way(key) from error
         except FileNotFoundError as error:
@@ -107,21 +177,6 @@ class DirectoryStore:
                 raise
             raise StoreUnavailable(
                 f"object {key!r} was to be written, but its file was taken away meanwhile; it was not done: try again"
-            ) from error
-        finally:
-            with suppress(OSError):  # what stays behind is never listed, and removed once it counts as abandoned
-                temporary.unlink()
-        try:
-            if taken:
-                if not _holds(path, parts):
-                    raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
-                _sync(path)  # whoever wrote it may have died before it was durable
-            _sync(path.parent)
-        except IsADirectoryError as error:
-            raise _in_the_way(key) from error
-        except OSError as error:  # I5: it can be seen already, or could be a moment ago, and may be durable
-            raise StoreOutcomeUnknown(
-                f"object {key!r} is written, but could not be synced ({error.strerror}); write the same again"
             ) from error
 
     def _prepare(self, folder: Path) -> None:
@@ -208,6 +263,11 @@ def _write(path: Path, parts: Sequence[Bytes]) -> None:
         os.close(handle)
 
 
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # what stays behind is never listed, and removed once it counts as abandoned
+        temporary.unlink()
+
+
 def _write_all(handle: int, views: "list[memoryview]") -> None:
     done = 0
     while done < len(views):
@@ -249,6 +309,15 @@ def _holds(path: Path, parts: Sequence[Bytes]) -> bool:
         return not file.read(1)
 
 
+def _same(path: Path, other: Path) -> bool:
+    """Say whether two files hold the same bytes."""
+    with path.open("rb") as one, other.open("rb") as two:
+        while some := one.read(_COMPARED_AT_ONCE):
+            if two.read(_COMPARED_AT_ONCE) != some:
+                return False
+        return not two.read(1)
+
+
 def _read(path: Path, position: int, length: int) -> bytes:
     with path.open("rb") as file:
         wanted = max(0, min(length, os.fstat(file.fileno()).st_size - position))
@@ -276,6 +345,11 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _unsynced(key: str, error: OSError) -> StoreOutcomeUnknown:
+    """I5: the object can be seen already, or could be a moment ago, and may be durable."""
+    return StoreOutcomeUnknown(f"object {key!r} is written, but could not be synced ({error.strerror}); write the same again")
 
 
 def _in_the_way(key: str) -> InvalidRequest:

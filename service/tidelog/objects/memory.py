@@ -1,7 +1,7 @@
 """An object store in memory: for tests, for simulators, and for services that may die with their process."""
 
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 
 from crc32c import crc32c
 
@@ -25,6 +25,14 @@ class MemoryStore:
             self._objects[key] = content, ObjectInfo(key, len(content), self._clock.wall_ms(), crc32c(content))
         elif stored[0] != content:
             raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
+
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        """Write an object once, when all of it is there. See `ObjectStore.put_stream`."""
+        check_key(key)
+        content = bytearray()
+        async for part in parts:
+            content += part
+        await self.put_new(key, [content])
 
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object. See `ObjectStore.get_range`."""

@@ -1,17 +1,19 @@
-"""The port of object stores: five verbs, enough for a log and few enough to implement rightly.
+"""The port of object stores: six verbs, enough for a log and few enough to implement rightly.
 
 Implementations (`s3`, `local`, `memory`) keep one contract, tested by one suite
 (`tests/contract/test_object_store.py`). They know nothing of segments.
 Keys are `/`-separated ASCII, at most 1,024 bytes, without empty, `.` or `..` parts.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tidelog.errors import InvalidRequest
 
 Bytes = bytes | bytearray | memoryview
+STREAM_PART_BYTES = 8 * 1024 * 1024
+"""What a stream is sent in, where the store takes parts: at least 5 MiB for S3, of which there may be 10,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,16 @@ class ObjectStore(Protocol):
 
         Raises ObjectExists (other bytes are there), StoreUnavailable (not written and never will be), StoreOutcomeUnknown, StoreUnusable.
         A cancelled caller learns nothing: the write goes on, and `parts` are still read.
+        """
+        ...
+
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        """Write what `parts` yields under `key`, as `put_new` does, without ever holding all of it: about `STREAM_PART_BYTES`, twice.
+
+        `parts` is gone through once, so whoever hears of an unknown outcome makes the same bytes again, for the same key (I5).
+        What `parts` raises passes, and nothing is written then. A part may change as soon as the next one is asked for.
+
+        Raises as `put_new` does. A cancelled caller learns nothing: most likely nothing is written.
         """
         ...
 

@@ -31,7 +31,7 @@ class Promise:
 
 def confirmed(answer: Mapping[str, Any], crc32c: int) -> bool:
     """Say whether the answer of success to a PUT is about the bytes that were sent. Other success than a store's says nothing (I2)."""
-    _field(answer, "ETag")
+    field(answer, "ETag")
     return checksum(answer) in (None, crc32c)
 
 
@@ -48,21 +48,21 @@ def promised(answer: Mapping[str, Any], position: int, length: int, *, asked: st
     if (first, last + 1) != (position, end) or end <= position:
         raise AttemptFailed(f"bytes {position} to {position + length} were asked for, but {told!r} came", may_happen=False)
     size = end - position
-    if _field(answer, "ContentLength") != size:
+    if field(answer, "ContentLength") != size:
         raise AttemptFailed(f"{told!r} was promised, but {answer['ContentLength']} bytes came", may_happen=False)
     return Promise(size, checksum(answer) if size == total else None)
 
 
 def described(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
     """Return what the answer to a HEAD says of the object."""
-    return ObjectInfo(key, _field(answer, "ContentLength"), _milliseconds(answer), checksum(answer))
+    return ObjectInfo(key, field(answer, "ContentLength"), _milliseconds(answer), checksum(answer))
 
 
 def listed(page: Mapping[str, Any], prefix: str, *, within: str, after: str, asked: str) -> list[ObjectInfo]:
     """Return a page's objects, whose keys begin with `prefix` + `within`, and ascend from `after` (both without `prefix`)."""
     found = []
     for entry in page.get("Contents", ()):
-        whole = _field(entry, "Key")
+        whole = field(entry, "Key")
         key = whole[len(prefix) :]
         if whole == prefix:
             continue  # the mark of a folder, as consoles make it: no key of ours
@@ -70,7 +70,7 @@ def listed(page: Mapping[str, Any], prefix: str, *, within: str, after: str, ask
             raise StoreUnusable(
                 f"{asked} gave {key!r} after {after!r}; use a store that lists the keys of a prefix, in ascending order, and once each"
             )
-        found.append(ObjectInfo(key, _field(entry, "Size"), _milliseconds(entry)))
+        found.append(ObjectInfo(key, field(entry, "Size"), _milliseconds(entry)))
         after = key
     return found
 
@@ -80,9 +80,9 @@ def next_page(page: Mapping[str, Any], before: str | None) -> str | None:
 
     An answer that does not say whether more follows is no listing, and must not pass for an empty one (I11).
     """
-    if not _field(page, "IsTruncated"):
+    if not field(page, "IsTruncated"):
         return None
-    token: str = _field(page, "NextContinuationToken")
+    token: str = field(page, "NextContinuationToken")
     if token == before:
         raise _unreadable("the page that follows is the page that came")
     return token
@@ -91,7 +91,7 @@ def next_page(page: Mapping[str, Any], before: str | None) -> str | None:
 def refused(answer: Mapping[str, Any], prefix: str) -> dict[str, str]:
     """Return the keys that a DELETE did not delete, each with the server's words."""
     return {
-        _field(error, "Key")[len(prefix) :]: f"{error.get('Code')}: {error.get('Message')}"
+        field(error, "Key")[len(prefix) :]: f"{error.get('Code')}: {error.get('Message')}"
         for error in answer.get("Errors", ())
         if error.get("Code") != "NoSuchKey"  # some servers call that an error
     }
@@ -112,10 +112,11 @@ def checksum(answer: Mapping[str, Any]) -> int | None:
 
 
 def _milliseconds(answer: Mapping[str, Any]) -> int:
-    return int(_field(answer, "LastModified").timestamp() * 1000)
+    return int(field(answer, "LastModified").timestamp() * 1000)
 
 
-def _field(answer: Mapping[str, Any], name: str) -> Any:
+def field(answer: Mapping[str, Any], name: str) -> Any:
+    """Return what every such answer says."""
     try:
         return answer[name]
     except KeyError:

@@ -5,9 +5,8 @@ botocore's own retries are off: `verdicts` says what an attempt's failure means,
 """
 
 import itertools
-from base64 import b64encode
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,15 +17,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 from crc32c import crc32c
 
 from tidelog.clock import Clock
-from tidelog.errors import ObjectExists, StoreError, StoreUnusable
+from tidelog.errors import ObjectExists, ObjectNotFound, StoreError, StoreUnusable
 from tidelog.executors import Effects
 from tidelog.objects.hedging import Hedger
 from tidelog.objects.retries import AttemptFailed, retried
 from tidelog.objects.s3 import answers
 from tidelog.objects.s3.bodies import Content, Upload, send_once
+from tidelog.objects.s3.multipart import Multipart, abort, encoded
 from tidelog.objects.s3.settings import S3Settings
 from tidelog.objects.s3.verdicts import status_of, translated
-from tidelog.objects.store import Bytes, ObjectInfo, check_key, check_range
+from tidelog.objects.store import STREAM_PART_BYTES, Bytes, ObjectInfo, check_key, check_range
 from tidelog.randomness import Random
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DELETE_AT_ONCE = 1000
+_ABANDONED_MS = 24 * 3600 * 1000
+_LOOK_FOR_ABANDONED_S = 3600
 
 
 class S3Store:
@@ -57,6 +59,7 @@ class S3Store:
             for _ in range(2)
         )
         self._writes = Effects()
+        self._look_for_abandoned_at = clock.monotonic() + _LOOK_FOR_ABANDONED_S
         self.requests: Counter[str] = Counter()
         """How many requests were sent, by operation: put, get, head, list, delete."""
         self.retries = 0
@@ -92,6 +95,23 @@ class S3Store:
 
         await self._writes.run(write())
 
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        """Write an object in parts, completed only where the key is free; one part is sent while the next one gathers.
+
+        What is given up is aborted; what a process that died left behind, `list` aborts a day later. See `ObjectStore.put_stream`.
+        """
+        check_key(key)
+        attempts: Any = partial(self._attempts, key)
+        upload = Multipart(self._client, self._settings.bucket, self._prefix + key, attempts=attempts)
+        try:
+            async for part in parts:
+                await upload.add(part)
+            await upload.finish_parts()
+        except BaseException:
+            await self._writes.run(upload.abort())
+            raise
+        await self._writes.run(self._complete(key, upload))
+
     async def get_range(self, key: str, position: int, length: int) -> bytes:
         """Return part of an object, its length and, where it is the whole, its checksum checked. See `ObjectStore.get_range`."""
         check_key(key)
@@ -105,6 +125,7 @@ class S3Store:
 
     async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
         """Iterate over objects, a page at a time. See `ObjectStore.list`."""
+        await self._abort_abandoned(prefix)
         token: str | None = None
         while True:
             page, token = await self._retried("LIST", prefix, partial(self._page, prefix, start_after, token))
@@ -130,6 +151,28 @@ class S3Store:
         await self._writes.settled()
         await self._stack.aclose()
 
+    async def _complete(self, key: str, upload: Multipart) -> None:
+        async def attempt() -> None:
+            with self._request("PUT", key):
+                done = await upload.complete()
+            if not done:
+                await self._check_that_it_is_the_stream(key, upload)
+
+        try:
+            await self._retried("PUT", key, attempt, changes=True)
+        except BaseException:
+            await upload.abort()
+            raise
+
+    async def _attempts(self, key: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Send a request that belongs to a stream, and changes nothing that can be seen."""
+
+        async def counted() -> T:
+            with self._request("PUT", key):
+                return await attempt()
+
+        return await self._retried("PUT", key, counted)
+
     async def _put(self, key: str, content: Content) -> bool:
         """Send one conditional PUT. Returns False where the key is taken, or holds other bytes by what the server says."""
         body = Upload(content)
@@ -141,7 +184,7 @@ class S3Store:
                     Body=body,  # type: ignore[arg-type]  # the part of a file that is looked for
                     IfNoneMatch="*",
                     ChecksumAlgorithm="CRC32C",
-                    ChecksumCRC32C=_encoded(content.crc32c),
+                    ChecksumCRC32C=encoded(content.crc32c),
                 )
             except ClientError as error:
                 if status_of(error) == 412:
@@ -160,6 +203,25 @@ class S3Store:
                 same = content.equals(await self._get(key, 0, content.size))
         except (AttemptFailed, StoreError) as error:
             # Whatever hinders the look, a write of ours may be what is there.
+            raise AttemptFailed(f"the key is taken, and looking at what it holds failed: {error}", may_happen=True) from error
+        if not same:
+            raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
+
+    async def _check_that_it_is_the_stream(self, key: str, upload: Multipart) -> None:
+        """Return if a key that is taken holds what was streamed; it is read, piece by piece, where the server keeps no checksum of it."""
+        try:
+            found = await self._head(key)
+            same = found.size == upload.size
+            if same and found.crc32c is not None:
+                same = found.crc32c == upload.crc32c
+            elif same:
+                read = 0
+                for position in range(0, upload.size, STREAM_PART_BYTES):
+                    read = crc32c(await self._get(key, position, STREAM_PART_BYTES), read)
+                same = read == upload.crc32c
+        except ObjectNotFound as error:  # it was not taken: the upload is gone
+            raise AttemptFailed("the upload is gone, and nothing is there", may_happen=False) from error
+        except (AttemptFailed, StoreError) as error:
             raise AttemptFailed(f"the key is taken, and looking at what it holds failed: {error}", may_happen=True) from error
         if not same:
             raise ObjectExists(f"object {key!r} was to be written, but it holds other bytes already; choose another key")
@@ -190,6 +252,21 @@ class S3Store:
         with self._request("HEAD", key, reads=True):
             answer = await self._client.head_object(Bucket=self._settings.bucket, Key=self._prefix + key, ChecksumMode="ENABLED")
             return answers.described(key, answer)
+
+    async def _abort_abandoned(self, prefix: str) -> None:
+        """Remove the parts that a process left behind which died while it wrote a stream: once an hour at most, for they are paid for."""
+        now = self._clock.monotonic()
+        if now < self._look_for_abandoned_at:
+            return
+        self._look_for_abandoned_at = now + _LOOK_FOR_ABANDONED_S
+        try:
+            with self._request("LIST", prefix):
+                found: Any = await self._client.list_multipart_uploads(Bucket=self._settings.bucket, Prefix=self._prefix + prefix)
+        except (AttemptFailed, StoreError):  # some servers cannot tell; a rule of the bucket does the same
+            return
+        for each in found.get("Uploads", ()):
+            if self._clock.wall_ms() - each["Initiated"].timestamp() * 1000 > _ABANDONED_MS:
+                await abort(self._client, Bucket=self._settings.bucket, Key=each["Key"], UploadId=each["UploadId"])
 
     async def _page(self, prefix: str, after: str, token: str | None) -> tuple[Sequence[ObjectInfo], str | None]:
         """Return the objects of one page that come after `after`, and what to ask the next page with."""
@@ -249,9 +326,6 @@ async def open_s3(settings: S3Settings, *, clock: Clock, chance: Random) -> S3St
     unprotected = not client.meta.endpoint_url.startswith("https:")
     signed = {"auto": unprotected, "always": True, "never": False}[settings.sign_bodies]
     client.meta.config.s3["payload_signing_enabled"] = signed  # type: ignore[attr-defined]  # one of botocore's options
-    client.meta.events.register("before-send.s3.PutObject", send_once)
+    for operation in ("PutObject", "UploadPart"):
+        client.meta.events.register(f"before-send.s3.{operation}", send_once)
     return S3Store(client, settings, stack, clock=clock, chance=chance)
-
-
-def _encoded(checksum: int) -> str:
-    return b64encode(checksum.to_bytes(4, "big")).decode()
