@@ -35,7 +35,7 @@ def test_there_is_every_command_that_users_are_promised() -> None:
     leaves = {" ".join(path) for path, command in ALL.items() if not hasattr(command, "commands")}
     assert leaves >= {
         "dev", "broker", "topics create", "topics list", "topics describe", "topics alter", "topics delete", "produce", "consume",
-        "cluster describe", "cluster drain", "ping", "top", "segment dump", "bench produce", "bench consume", "bench latency",
+        "cluster describe", "cluster drain", "ping", "top", "segment dump", "bench produce", "bench consume", "bench latency", "certify",
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import typer
 
 from tidelog.cli import bench, cluster, segment, topics
 from tidelog.cli.broker import BrokerCommand, broker, dev
+from tidelog.cli.certify import certify
 from tidelog.cli.consume import consume
 from tidelog.cli.demo.command import demo
 from tidelog.cli.ping import ping
@@ -48,3 +49,4 @@ app.command()(ping)
 app.command()(top)
 app.add_typer(bench.app, name="bench")
 app.add_typer(segment.app, name="segment")
+app.command()(certify)

@@ -87,6 +87,12 @@ async def open_metadata(settings: Settings, *, metrics: Metrics, clock: Clock) -
     return MeteredMetadataStore(store, metrics=metrics, clock=clock)
 
 
+def directory_of(bucket: str) -> Path | None:
+    """Return the directory that a file:// URL names; None for other stores."""
+    url = _split("bucket", bucket, BUCKET_FORMS)
+    return _path(url) if url.scheme == "file" and not url.netloc and url.path.strip("/") else None
+
+
 def s3_settings(settings: Settings) -> S3Settings:
     """Return how to use the bucket that an s3:// URL names; what the URL says goes before the settings."""
     url = _split("bucket", settings.bucket, BUCKET_FORMS)

@@ -75,6 +75,15 @@ class S3Store:
         """The bucket, prefix and endpoint, for people."""
         return f"s3://{self._settings.bucket}/{self._settings.prefix} at {self._client.meta.endpoint_url}"
 
+    @property
+    def client(self) -> "S3Client":
+        """The S3 client itself, for what the port cannot ask."""
+        return self._client
+
+    def at(self, key: str) -> dict[str, str]:
+        """Return the parameters of a request that name an object."""
+        return {"Bucket": self._settings.bucket, "Key": self._prefix + key}
+
     async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write an object once, with a checksum that the server verifies. See `ObjectStore.put_new`.
 
