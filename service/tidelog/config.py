@@ -133,6 +133,32 @@ class Settings(BaseModel):
     max_read_wait_ms: int = _milliseconds(60_000, description="How long a Read waits for a first record at most.")
     max_decompressed_bytes: int = _bytes(64 * MIB, ge=65536, description="Records of one batch that are decompressed for a Read.")
 
+    # ---- merging
+    merging: bool = Field(True, description="Merge small segments of the partitions that are led here into large ones.")
+    merge_target_bytes: int = _bytes(
+        128 * MIB,
+        ge=4096,
+        le=512 * MIB,
+        description="Size of a merged segment; one of half of it or more is not merged again. Less where a topic's size limit is small.",
+    )
+    merge_least_extents: int = _count(32, le=4096, description="So many extents at least are merged into a first merged segment.")
+    merge_most_extents: int = _count(
+        512, le=4096, description="So many extents at most are merged at once, and wait for being merged again."
+    )
+    merge_max_age_ms: int = _milliseconds(
+        15 * 60_000, ge=1, description="What intake wrote is merged after this at the latest, however little it is."
+    )
+    merge_settle_ms: int = _milliseconds(
+        3600_000, ge=1, description="Where nothing has been appended for this long, what small segments are left are merged."
+    )
+    merge_bytes_per_second: int = _bytes(64 * MIB, ge=4096, description="Budget of what merging reads; it writes as much.")
+    merge_buffer_bytes: int = _bytes(
+        64 * MIB,
+        ge=65536,
+        description="Memory for merging: a quarter for what it reads, as much for what it makes of it, the rest for a stream.",
+    )
+    max_merges: int = _count(4, le=256, description="Merges and their reads at the same time; fewer while the event loop lags.")
+
     # ---- topics
     default_partitions: int = _count(1, le=10_000, description="Partitions of a topic that does not say.")
     max_partitions_per_topic: int = _count(10_000, le=100_000, description="Partitions that a topic may be given.")
@@ -183,6 +209,7 @@ GROUPS = {
     "Membership and leadership": "lease_ms",
     "Produce": "segment_bytes",
     "Consume": "cache_bytes",
+    "Merging": "merging",
     "Topics": "default_partitions",
     "Server": "max_connections",
     "Telemetry": "log_format",

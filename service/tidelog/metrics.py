@@ -27,6 +27,8 @@ UploadOutcome = Literal["done", "given_up"]
 AnswerKind = Literal["decided", "not_now"]
 CommitOutcome = Literal["committed", "not_leader", "refused", "not_done", "unknown"]
 """Of one partition in a commit; `not_done` and `unknown`: the transaction's."""
+MergeOutcome = Literal["merged", "refused", "corrupt", "missing", "failed"]
+"""`refused`: the extents or their leader had changed; `corrupt` and `missing`: a source was, and is let alone; `failed`: tried again."""
 RenewalOutcome = Literal["done", "failed", "fenced"]
 StoreOperation = Literal["put", "get", "head", "list", "delete"]
 StoreOutcome = Literal["done", "not_found", "exists", "unavailable", "unknown", "unusable"]
@@ -121,6 +123,15 @@ class Metrics:
         self.subscriptions = self._gauge("consume_subscriptions", "Partitions followed by open Consume streams.")
         self.credit_bytes = self._gauge("consume_credit_bytes", "Credit that open Consume streams hold and have not used.")
         self.unsent_bytes = self._gauge("consume_unsent_bytes", "Bytes that were read for open Consume streams and are not sent yet.")
+
+        # ---- merging
+        self.merges = self._counters("merges", "Merges that ended, by what became of them.", "outcome", get_args(MergeOutcome))
+        self.merged_extents = self._counter("merged_extents", "Extents that gave way to merged ones.")
+        self.merged_bytes = self._counter("merged_bytes", "Bytes of the merged segments that took their place.")
+        self.merge_read_bytes = self._counter("merge_read_bytes", "Bytes that merging read.")
+        self.merge_seconds = self._histogram("merge_seconds", "How long merges took, from the first read to the swap.", _SECONDS)
+        self.merges_waiting = self._gauge("merges_waiting", "Merges that are planned and have not begun.")
+        self.merge_quarantined = self._gauge("merge_quarantined_extents", "Extents that could not be read, and are let alone for a while.")
 
         # ---- membership and leadership
         self.broker_epoch = self._gauge("broker_epoch", "This broker's epoch; 0 while it has none.")

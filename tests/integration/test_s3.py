@@ -41,9 +41,7 @@ async def misbehaving(settings: S3Settings, rule: Rule, *, tls: ssl.SSLContext |
             passed = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
             url = f"{settings.endpoint_url}{request.raw_path}"
             body = io.BytesIO(request[BODY]) if len(request[BODY]) > 1 << 20 else request[BODY]  # aiohttp warns of large bytes
-            async with upstream.request(
-                request.method, url, data=body, headers=passed, skip_auto_headers=["Content-Type"]
-            ) as answer:
+            async with upstream.request(request.method, url, data=body, headers=passed, skip_auto_headers=["Content-Type"]) as answer:
                 content = await answer.read()
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("content-length", "transfer-encoding", "connection")}
                 if request.method == "HEAD":

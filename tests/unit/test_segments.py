@@ -20,7 +20,17 @@ from tidelog.proto.v1.segment_pb2 import SegmentFooter
 from tidelog.records.batch import scan, stamp
 from tidelog.records.codec import encode_many
 from tidelog.segments import format as segment_format
-from tidelog.segments.format import ChunkSource, Origin, SegmentKind, decode, decode_footer, encode_intake, encode_merged, footer_start
+from tidelog.segments.format import (
+    ChunkSource,
+    MergedEncoder,
+    Origin,
+    SegmentKind,
+    decode,
+    decode_footer,
+    encode_intake,
+    encode_merged,
+    footer_start,
+)
 from tidelog.segments.keys import IntakeKey, MergedKey, parse_key
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -352,3 +362,29 @@ def test_a_broker_that_goes_moves_only_its_own_partitions(brokers: set[str]) -> 
         before = desired_leader("a" * 32, partition, sorted(brokers))
         if before != gone:
             assert desired_leader("a" * 32, partition, rest) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=40), st.lists(st.integers(1, 7), min_size=1, max_size=10))
+def test_a_merged_segment_made_piece_by_piece_is_the_one_made_at_once(counts: list[int], cuts: list[int]) -> None:
+    """Whatever the pieces are: so a stream that is sent again sends the same bytes (I5)."""
+    batches = []
+    offset = 1000
+    for count in counts:
+        batch = bytearray(encode_many([b"0123456789" * 4] * count, timestamps_ms=1_750_000_000_000 + offset % 7))
+        offset = stamp(batch, scan(batch), base_offset=offset, leader_epoch=3)
+        batches.append(bytes(batch))
+    whole = b"".join(batches)
+    parts, footer = encode_merged(source(b"t" * 16, 5, whole), ORIGIN, base_offset=1000, next_offset=offset)
+    encoder = MergedEncoder(b"t" * 16, 5, ORIGIN, base_offset=1000, next_offset=offset)
+    made = [encoder.begin()]
+    at = 0
+    while at < len(batches):
+        cut = cuts[at % len(cuts)]
+        piece = b"".join(batches[at : at + cut])
+        encoder.add(piece, scan(piece))
+        made.append(piece)
+        at += cut
+    ending, found = encoder.end()
+    assert (b"".join([*made, *ending]), found) == (b"".join(parts), footer)
+    decode(b"".join([*made, *ending]))

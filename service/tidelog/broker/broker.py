@@ -73,6 +73,7 @@ class Broker:
         self._cluster_id = ""
         self._budget = Budget(settings.intake_budget_bytes)
         self._metrics = metrics
+        self._executor = executor
         self.catalog = Catalog(store)
         self.catalog.on_change(self._catalog_changed)
         self.life: Life | None = None
@@ -148,6 +149,8 @@ class Broker:
                 budget=self._budget,
                 took_in=self.reader.took_in,
                 publish=self._publish,
+                lookups=self.reader.lookups,
+                executor=self._executor,
                 metrics=self._metrics,
             )
             try:

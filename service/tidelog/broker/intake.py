@@ -163,6 +163,8 @@ class Intake:
         self._open: _Segment | None = None
         self._live: dict[int, _Segment] = {}
         """Sealed and not yet resolved, by sequence, ascending."""
+        self._lent: set[int] = set()
+        """Those of them that are not intake's own: they hold the mark, and nothing else."""
         self._sequence = 0
         self._tokens = 1.0
         self._tokens_at = clock.monotonic()
@@ -226,8 +228,8 @@ class Intake:
 
     @property
     def open_sequences(self) -> int:
-        """How many sequences are not resolved."""
-        return len(self._live)
+        """How many of intake's own sequences are not resolved."""
+        return len(self._live) - len(self._lent)
 
     @property
     def open_bytes(self) -> int:
@@ -238,11 +240,13 @@ class Intake:
         """Take a sequence for a segment that is not intake's; `resolve` it when it is done with."""
         self._sequence += 1
         self._live[self._sequence] = _Segment(0.0, 0.0, sequence=self._sequence)
+        self._lent.add(self._sequence)
         return self._sequence
 
     def resolve(self, sequence: int) -> None:
         """Say that nothing of a segment is going to be committed any more."""
         segment = self._live.pop(sequence, None)
+        self._lent.discard(sequence)
         if segment is not None:
             self._give_back(segment)
         self._check_soon()
@@ -280,11 +284,11 @@ class Intake:
         self._checking = False
         segment = self._open
         if segment is None:
-            if not self._live:
+            if not self.open_sequences:
                 self._idle.set()
             return
         now = self._clock.monotonic()
-        if self._uploads.full or len(self._live) >= self._settings.max_open_sequences:
+        if self._uploads.full or self.open_sequences >= self._settings.max_open_sequences:
             return  # looked at again when an upload ends, or a segment is resolved
         if self._refusing is not None:
             self._seal(segment, "drain", now)
@@ -521,6 +525,7 @@ class Intake:
             self._give_back(segment)
         self._open = None
         self._live.clear()
+        self._lent.clear()
         self._idle.set()
 
     def drain(self) -> None:

@@ -28,7 +28,7 @@ from tidelog.config import Settings
 from tidelog.errors import Fenced, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
 from tidelog.metadata.cleaning import expire_producers
 from tidelog.metadata.commits import Committed, NewExtent, NotLeader, Outcome, PartitionCommit, Refused, commit
-from tidelog.metadata.extents import Extent, find_references
+from tidelog.metadata.extents import Extent, ReleasedSource, find_references, swap
 from tidelog.metadata.leadership import LedPartition, transfer
 from tidelog.metadata.store import MetadataStore
 from tidelog.metrics import CommitOutcome, Metrics
@@ -78,6 +78,16 @@ class _LookUp:
 
 
 _NOTHING = _LookUp()
+
+
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """Extents that are to give way to a merged one, once no commit is under way."""
+
+    leader_epoch: int
+    sources: Sequence[ReleasedSource]
+    merged: Extent
+    done: "asyncio.Future[bool]"
 
 
 @dataclass(slots=True)
@@ -218,6 +228,7 @@ class Ledger:
         self._answers_kept: dict[int, deque[tuple[int, _Writer, int]]] = {}
         """Per intake, what it may still ask about: (sequence, writer, number), ascending."""
         self._pending = 0
+        self._swaps: deque[_Swap] = deque()
         self._work = asyncio.Event()
         self._expire_at = clock.monotonic() + settings.producer_expiry_ms / 1000 * _EXPIRE_EVERY
         self.leads_nothing = asyncio.Event()
@@ -269,6 +280,17 @@ class Ledger:
                 led.closing = to_broker_epoch
                 self._closing[partition_id] = led
         self._work.set()
+
+    async def swap(self, *, leader_epoch: int, sources: Sequence[ReleasedSource], merged: Extent) -> bool:
+        """Put a merged extent in the place of its sources, in the queue: commits of this leader do not wait for its locks.
+
+        Returns whether it is in place; False is final. Raises as `MetadataStore.run` does, where asking again is right (I5).
+        A cancelled caller learns nothing.
+        """
+        request = _Swap(leader_epoch, sources, merged, asyncio.get_running_loop().create_future())
+        self._swaps.append(request)
+        self._work.set()
+        return await request.done
 
     def end(self) -> None:
         """Step down from everything and break all links: the broker epoch is over."""
@@ -419,13 +441,14 @@ class Ledger:
                 async with asyncio.timeout(max(0.0, self._expire_at - self._clock.monotonic())):
                     await self._work.wait()
             self._work.clear()
-            while self._dirty or self._ready_to_hand_over():
+            while self._dirty or self._swaps or self._ready_to_hand_over():
                 proposals = self._gather()
                 if proposals:
                     outcomes = await self._commit([proposal.commit for proposal in proposals])
                     for proposal in proposals:
                         self._conclude(proposal, outcomes[proposal.led.partition_id])
                 await self._hand_over()
+                await self._swap_one()
             await self._expire_producers()
 
     async def _expire_producers(self) -> None:
@@ -583,6 +606,34 @@ class Ledger:
             self._decide(led, item.taken, item.index)
             if not item.taken.missing:
                 self._reply(item.taken)
+
+    # ---- merged extents
+
+    async def _swap_one(self) -> None:
+        """Do the swap that waits longest; commits that gathered meanwhile come before the next."""
+        if not self._swaps:
+            return
+        request = self._swaps.popleft()
+        if request.done.done():  # nobody waits for it any more
+            return
+        partition_id = request.merged.partition_id
+        try:
+            swapped = await self._store.run(
+                swap, partition_id=partition_id, leader_epoch=request.leader_epoch, sources=request.sources, merged=request.merged
+            )
+        except Fenced:  # I1: step down, reload, come back with a new epoch
+            swapped = False
+            led = self._led.get(partition_id)
+            if led is not None and led.epoch == request.leader_epoch:
+                self._metrics.fenced.inc()
+                self.step_down(partition_id)
+                self._changed()
+        except Exception as error:  # noqa: BLE001  it belongs to whoever asked; commits go on
+            if not request.done.done():
+                request.done.set_exception(error)
+            return
+        if not request.done.done():
+            request.done.set_result(swapped)
 
     # ---- handing over
 

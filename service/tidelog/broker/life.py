@@ -11,13 +11,16 @@ from tidelog.broker.catalog import Catalog
 from tidelog.broker.intake import Budget, Intake, TakesIn
 from tidelog.broker.leadership import Leadership
 from tidelog.broker.ledger import Ledger
+from tidelog.broker.lookups import Lookups
 from tidelog.broker.membership import Lease
+from tidelog.broker.merging import Merging
 from tidelog.broker.outbox import Outbox
 from tidelog.broker.references import CommittedExtents, Peers
 from tidelog.broker.uploads import Identity, Uploads
 from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
+from tidelog.executors import Executor
 from tidelog.metadata.store import MetadataStore
 from tidelog.metrics import Metrics
 from tidelog.objects.store import ObjectStore
@@ -32,9 +35,10 @@ class Life:
     def __init__(
         self, *, identity: Identity, lease: Lease, store: MetadataStore, bucket: ObjectStore, catalog: Catalog, peers: Peers,
         settings: Settings, clock: Clock, chance: Random, budget: Budget, took_in: TakesIn,
-        publish: Callable[[CommittedExtents], None], metrics: Metrics,
+        publish: Callable[[CommittedExtents], None], lookups: Lookups, executor: Executor, metrics: Metrics,
     ) -> None:  # fmt: skip
         self.identity = identity
+        self._publish = publish
         self.lease = lease
         self._catalog = catalog
         self._settings = settings
@@ -50,7 +54,7 @@ class Life:
             settings=settings,
             chance=chance,
             lease_stands=lease.stands,
-            publish=publish,
+            publish=self._committed,
             changed=self.look_again,
             handed_over=lambda to_broker_epoch: self.leadership.handed_over(to_broker_epoch),
             metrics=metrics,
@@ -85,6 +89,20 @@ class Life:
             metrics=metrics,
         )
         self.intake.outbox = self.outbox
+        self.merging = Merging(
+            identity=identity,
+            store=store,
+            bucket=bucket,
+            catalog=catalog,
+            ledger=self.ledger,
+            intake=self.intake,
+            lookups=lookups,
+            settings=settings,
+            clock=clock,
+            chance=chance,
+            executor=executor,
+            metrics=metrics,
+        )
 
     def look_again(self) -> None:
         """Ask the metadata store now who is a member and who leads, rather than at the next poll."""
@@ -101,6 +119,7 @@ class Life:
                 parts.create_task(self.lease.tend(lambda: self.intake.resolved_sequence))
                 parts.create_task(self.ledger.run())
                 parts.create_task(self.intake.run())
+                parts.create_task(self.merging.run())
                 parts.create_task(self._watch())
                 parts.create_task(self._fail())
         finally:
@@ -110,6 +129,10 @@ class Life:
     def leadership_changed(self) -> None:
         """Send what waits to the leaders that the catalog knows now."""
         self.outbox.leadership_changed()
+
+    def _committed(self, news: CommittedExtents) -> None:
+        self.merging.committed(news)
+        self._publish(news)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -363,7 +363,7 @@ class _Segments:
     def __init__(
         self, objects: ObjectStore, blocks: BlockCache, *, cold: Slots, tail: Slots, executor: Executor, settings: Settings
     ) -> None:
-        self._indexes = _Indexes(objects)
+        self._indexes = Indexes(objects)
         self._blocks = blocks
         self._slots = {False: cold, True: tail}
         self.turns = {False: Slots(_LOADS * cold.most), True: Slots(_LOADS * tail.most)}
@@ -467,7 +467,7 @@ class _Segments:
             self._blocks.fetch_ahead([Span(run.key, run.end, length)], slots=self._slots[False])
 
 
-class _Indexes:
+class Indexes:
     """Sparse indexes of merged segments, bounded by entries; each is read once however many want it."""
 
     def __init__(self, objects: ObjectStore) -> None:

@@ -128,6 +128,12 @@ def read_extents(
     return ExtentsRead(tuple(found), writers(tx, broker_epochs=epochs))
 
 
+def dated_extents(tx: Transaction, *, positions: Sequence[tuple[int, int]], max_extents_each: int) -> tuple[int, ExtentsRead]:
+    """Look up (partition id, offset) pairs as `read_extents` does, with the time of the clock by which extents tell their commit."""
+    most = max_extents_each * len(positions)
+    return tx.now_ms(), read_extents(tx, positions=positions, max_extents=most, max_extents_each=max_extents_each)
+
+
 def writers(tx: Transaction, *, broker_epochs: Iterable[int]) -> tuple[Writer, ...]:
     """Return what the keys of these writers' segments are made of."""
     epochs = sorted(set(broker_epochs))

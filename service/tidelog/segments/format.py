@@ -148,6 +148,62 @@ def encode_merged(source: ChunkSource, origin: Origin, *, base_offset: int, next
     return [_HEADER.pack(_MAGIC, VERSION, SegmentKind.MERGED), *source.parts, *_ending(footer)], footer
 
 
+class MergedEncoder:
+    """Puts a merged segment together piece by piece, so that nobody has to hold all of it: the bytes that `encode_merged` makes."""
+
+    def __init__(self, topic_id: bytes, partition: int, origin: Origin, *, base_offset: int, next_offset: int) -> None:
+        self._topic_id = topic_id
+        self._partition = partition
+        self._origin = origin
+        self._range = base_offset, next_offset
+        self._epochs: tuple[int, int] | None = None
+        self._length = self._batches = self._records = self._crc = self._largest = 0
+        self._index: list[IndexEntry] = []
+        self._entry: tuple[int, int] | None = None
+        """Offset and position, within the chunk, of the index entry that is being gathered."""
+        self._entry_crc = 0
+
+    def begin(self) -> bytes:
+        """Return what comes before the batches."""
+        return _HEADER.pack(_MAGIC, VERSION, SegmentKind.MERGED)
+
+    def add(self, data: Buffer, headers: Sequence[BatchHeader]) -> None:
+        """Take stamped batches that follow on those before; `headers` are those of `scan(data)`."""
+        if not headers:
+            return
+        view = memoryview(data)
+        counted = 0
+        for header in headers:
+            at = self._length + header.position
+            if self._entry is None or at - self._entry[1] >= INDEX_EVERY_BYTES:
+                self._entry_crc = crc32c(view[counted : header.position], self._entry_crc)
+                counted = header.position
+                self._end_entry()
+                self._entry = header.base_offset, at
+            self._largest = max(self._largest, header.max_timestamp_ms)
+            self._records += header.record_count
+        self._entry_crc = crc32c(view[counted:], self._entry_crc)
+        self._crc = crc32c(view, self._crc)
+        self._batches += len(headers)
+        self._length += len(view)
+        self._epochs = (self._epochs[0] if self._epochs else headers[0].leader_epoch, headers[-1].leader_epoch)
+
+    def end(self) -> tuple[list[bytes], Footer]:
+        """Return what comes after the batches, and the footer. Raises CorruptSegment rather than end what readers would refuse."""
+        if self._epochs is None:
+            raise CorruptSegment("a merged segment was to be made of no batches", position=HEADER_BYTES)
+        self._end_entry()
+        chunk = Chunk(self._topic_id, self._partition, HEADER_BYTES, self._length, self._batches, self._records, self._largest, self._crc)
+        footer = Footer(SegmentKind.MERGED, self._origin, (chunk,), MergedRange(*self._range, *self._epochs, tuple(self._index)))
+        return _ending(footer), footer
+
+    def _end_entry(self) -> None:
+        if self._entry is not None:
+            offset, position = self._entry
+            self._index.append(IndexEntry(offset, self._largest, HEADER_BYTES + position, self._entry_crc))
+        self._entry_crc = 0
+
+
 def _chunk(source: ChunkSource, position: int) -> Chunk:
     checksum = length = 0
     for part in source.parts:
