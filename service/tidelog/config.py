@@ -166,6 +166,15 @@ class Settings(BaseModel):
     default_retention_ms: int = Field(7 * 24 * 3600 * 1000, ge=-1, description="How long records are kept; -1: for ever.")
     default_retention_bytes: int = Field(-1, ge=-1, description="Bytes kept per partition; -1: no limit.")
 
+    # ---- checkpoints
+    checkpoint_interval_ms: int = _milliseconds(
+        30_000,
+        description="How often changes of the metadata are copied into the bucket, which is how much a rebuild may have to guess;"
+        " 0: never.",
+    )
+    checkpoints_kept: int = _count(2, le=1000, description="Whole copies of the metadata that are kept, with the changes since each.")
+    checkpoint_page_rows: int = _count(5000, ge=10, le=100_000, description="Rows read at once, and written as one object.")
+
     # ---- server
     max_connections: int = _count(10_000, description="Connections at once.")
     max_streams_per_connection: int = _count(1000, description="Calls at once on one connection.")
@@ -211,6 +220,7 @@ GROUPS = {
     "Consume": "cache_bytes",
     "Merging": "merging",
     "Topics": "default_partitions",
+    "Checkpoints": "checkpoint_interval_ms",
     "Server": "max_connections",
     "Telemetry": "log_format",
 }

@@ -7,6 +7,7 @@
     │   ├── RecordTooLarge         beyond a limit of the settings
     │   └── InvalidSettings        a configuration value that cannot be used
     ├── CorruptSegment             a segment object that is not what it claims to be
+    ├── CorruptCheckpoint          a checkpoint object that is not what it claims to be
     ├── StoreError                 the object store
     │   ├── ObjectNotFound
     │   ├── ObjectExists           the key holds other bytes already
@@ -96,6 +97,13 @@ class CorruptSegment(TidelogError):
         super().__init__(f"segment at byte {position}: {problem}")
         self.problem = problem
         self.position = position
+
+
+class CorruptCheckpoint(TidelogError):
+    """A checkpoint object that is not what it claims to be."""
+
+    reason = "CORRUPT_CHECKPOINT"
+    status = "DATA_LOSS"
 
 
 class StoreError(TidelogError):

@@ -29,6 +29,7 @@ CommitOutcome = Literal["committed", "not_leader", "refused", "not_done", "unkno
 """Of one partition in a commit; `not_done` and `unknown`: the transaction's."""
 MergeOutcome = Literal["merged", "refused", "corrupt", "missing", "failed"]
 """`refused`: the extents or their leader had changed; `corrupt` and `missing`: a source was, and is let alone; `failed`: tried again."""
+CheckpointOutcome = Literal["written", "unchanged", "failed"]
 RenewalOutcome = Literal["done", "failed", "fenced"]
 StoreOperation = Literal["put", "get", "head", "list", "delete"]
 StoreOutcome = Literal["done", "not_found", "exists", "unavailable", "unknown", "unusable"]
@@ -144,6 +145,16 @@ class Metrics:
         self.take_overs = self._counter("take_overs", "Partitions that this broker took over.")
         self.transfers = self._counter("transfers", "Partitions that this broker handed to another.")
         self.fenced = self._counter("fenced", "Times that this broker found its epoch, or a partition's leader epoch, passed.")
+
+        # ---- checkpoints
+        self.checkpoints = self._counters(
+            "checkpoints", "Checkpoints of the metadata, by what became of them.", "outcome", get_args(CheckpointOutcome)
+        )
+        self.checkpoint_seconds = self._histogram("checkpoint_seconds", "How long checkpoints took.", _SECONDS)
+        self.checkpoint_bytes = self._counter("checkpoint_bytes", "Bytes of checkpoints written.")
+        self.checkpoint_time = self._gauge(
+            "checkpoint_time_seconds", "Unix time at which this broker last had a checkpoint of everything in the bucket; 0: never."
+        )
 
         # ---- metadata store: verbs are known when they are first used
         self._transactions = self._declare(

@@ -68,12 +68,12 @@ class Broker:
         self._settings = settings
         self._clock = clock
         self._chance = chance
+        self._executor = executor
         self._broker_id = broker_id
         self._incarnation = new_uuid(chance)
         self._cluster_id = ""
         self._budget = Budget(settings.intake_budget_bytes)
         self._metrics = metrics
-        self._executor = executor
         self.catalog = Catalog(store)
         self.catalog.on_change(self._catalog_changed)
         self.life: Life | None = None
@@ -146,11 +146,11 @@ class Broker:
                 settings=self._settings,
                 clock=self._clock,
                 chance=self._chance,
+                executor=self._executor,
                 budget=self._budget,
                 took_in=self.reader.took_in,
                 publish=self._publish,
                 lookups=self.reader.lookups,
-                executor=self._executor,
                 metrics=self._metrics,
             )
             try:
@@ -188,6 +188,7 @@ class Broker:
         await life.intake.drained()
         if any(not broker.draining for broker in self.catalog.membership.brokers if broker.broker_id != self._broker_id):
             await life.ledger.leads_nothing.wait()
+        await life.checkpointer.write()  # so that after a full stop the bucket alone has everything
 
     async def _mark_draining(self, life: Life) -> bool:
         """Mark this life as draining, waiting for a store that is away; say whether it is still there to be marked."""

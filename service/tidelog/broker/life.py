@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 
 from tidelog.broker.catalog import Catalog
+from tidelog.broker.checkpointer import Checkpointer
 from tidelog.broker.intake import Budget, Intake, TakesIn
 from tidelog.broker.leadership import Leadership
 from tidelog.broker.ledger import Ledger
@@ -103,6 +104,16 @@ class Life:
             executor=executor,
             metrics=metrics,
         )
+        self.checkpointer = Checkpointer(
+            identity=identity,
+            store=store,
+            bucket=bucket,
+            settings=settings,
+            clock=clock,
+            executor=executor,
+            metrics=metrics,
+            is_mine=self._lives_longest,
+        )
 
     def look_again(self) -> None:
         """Ask the metadata store now who is a member and who leads, rather than at the next poll."""
@@ -121,6 +132,8 @@ class Life:
                 parts.create_task(self.intake.run())
                 parts.create_task(self.merging.run())
                 parts.create_task(self._watch())
+                if self._settings.checkpoint_interval_ms:
+                    parts.create_task(self.checkpointer.run())
                 parts.create_task(self._fail())
         finally:
             self.intake.end()
@@ -133,6 +146,10 @@ class Life:
     def _committed(self, news: CommittedExtents) -> None:
         self.merging.committed(news)
         self._publish(news)
+
+    def _lives_longest(self) -> bool:
+        """Say whether no member has lived longer than this one: who does what one of them is to do. Two may believe so for a moment."""
+        return self.identity.broker_epoch == min((broker.broker_epoch for broker in self._catalog.membership.brokers), default=0)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
