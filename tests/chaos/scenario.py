@@ -90,23 +90,31 @@ class Chaos:
 
     async def produce(self, number: int) -> None:
         """Append unique values, a few at a time, for as long as the run lasts; a session ends with an append that did not go well."""
-        session = 0
         async with tidelog.connect(self.address()) as log:
-            while not self.stopping.is_set():
-                session += 1
-                async with log.producer(linger_ms=2, delivery_timeout_ms=20_000, request_timeout_ms=8000) as producer:
-                    numbers: Counter[int] = Counter()
-                    healthy = True
-                    while healthy and not self.stopping.is_set():
-                        sends = []
-                        for _ in range(self.chance.randrange(1, 6)):
-                            partition = self.chance.randrange(PARTITIONS)
-                            send = self.begin((number, session), numbers[partition], partition)
-                            numbers[partition] += 1
-                            future = producer.send_nowait(TOPIC, b"%d" % send.value, partition=partition)
-                            sends.append((send, future))
-                        healthy = all([await self.settle(send, future) for send, future in sends])
-                        await asyncio.sleep(self.chance.uniform(0, 0.02))
+            for session in itertools.count(1):
+                if self.stopping.is_set():
+                    return
+                try:
+                    await self._session(log, number, session)
+                except TidelogError as error:  # nobody could be reached for as long as a client looks for somebody
+                    if not error.retriable:
+                        self.anomaly("an error that no retry mends", repr(error))
+                    self.report.sends[f"not begun: {error.reason}"] += 1
+
+    async def _session(self, log: tidelog.Log, number: int, session: int) -> None:
+        async with log.producer(linger_ms=2, delivery_timeout_ms=20_000, request_timeout_ms=8000) as producer:
+            numbers: Counter[int] = Counter()
+            healthy = True
+            while healthy and not self.stopping.is_set():
+                sends = []
+                for _ in range(self.chance.randrange(1, 6)):
+                    partition = self.chance.randrange(PARTITIONS)
+                    send = self.begin((number, session), numbers[partition], partition)
+                    numbers[partition] += 1
+                    future = producer.send_nowait(TOPIC, b"%d" % send.value, partition=partition)
+                    sends.append((send, future))
+                healthy = all([await self.settle(send, future) for send, future in sends])
+                await asyncio.sleep(self.chance.uniform(0, 0.02))
 
     async def load(self, number: int, *, size: int, per_second: float) -> None:
         """Append values of so many bytes at a steady rate, whatever becomes of those before."""
