@@ -8,7 +8,17 @@ from typing import Any, Concatenate
 import asyncpg
 import pytest
 import pytest_asyncio
-from tidelog.metadata.cleaning import ReleasedSegment, acquire_cleaner, condemn, drop_deleted_topic, expire_producers, forget_released
+from tidelog.metadata.cleaning import (
+    ReleasedSegment,
+    acquire_cleaner,
+    condemn,
+    drop_deleted_topic,
+    expire_producers,
+    forget_released,
+    forget_writers,
+    judge,
+    orphans,
+)
 from tidelog.metadata.commits import Committed, NewExtent, PartitionCommit, commit
 from tidelog.metadata.extents import (
     Extent,
@@ -36,6 +46,7 @@ from tidelog.metadata.membership import (
     set_draining,
 )
 from tidelog.metadata.postgres import PostgresSettings, PostgresStore, open_postgres
+from tidelog.metadata.retention import Rule, apply_retention, deleted_topics, strip_deleted_topic
 from tidelog.metadata.schema import tables_metadata
 from tidelog.metadata.store import MetadataStore, P, T, Transaction
 from tidelog.metadata.topics import TopicConfig, alter_topic, create_partitions, create_topic, delete_topic
@@ -87,7 +98,7 @@ async def play(store: MetadataStore) -> None:
     for partition in (1, 2):
         await store.run(advance_log_start, partition_id=partition, leader_epoch=1, to=10)
     expired = (await store.run(read_extents, positions=[(2, 0)], max_extents=1)).partitions[0].extents
-    await store.run(release_expired, broker_epoch=1, partition_id=2, sources=[source(found) for found in expired])
+    await store.run(release_expired, broker_epoch=1, sources=[source(found) for found in expired])
     group = GroupState("g", 1, "{}")
     await store.run(write_group, group=group, previous_generation=0, coordinator_partition_id=3, leader_epoch=1)
     for partition in (6, 5, 2, 1):
@@ -103,7 +114,7 @@ async def play(store: MetadataStore) -> None:
         await store.run(delete_topic, topic_id=topic_id)
     for partition in (6, 5):
         [live] = (await store.run(read_extents, positions=[(partition, 0)], max_extents=1)).partitions[0].extents
-        assert await store.run(release_expired, broker_epoch=2, partition_id=partition, sources=[source(live)]) == 1
+        assert await store.run(release_expired, broker_epoch=2, sources=[source(live)]) == 1
     await store.run(expire_now, "b2")
     await store.run(unbroken_for_long, "b0")
     await store.run(_forget_times)
@@ -206,7 +217,12 @@ def swapping(sequence: int, *sources: Extent) -> Verb:
 
 
 def releasing(*sources: Extent) -> Verb:
-    return bound(release_expired, broker_epoch=1, partition_id=sources[0].partition_id, sources=[source(e) for e in sources])
+    return bound(release_expired, broker_epoch=1, sources=[source(e) for e in sources])
+
+
+def condemning(*segments: tuple[int, int]) -> Verb:
+    """Condemn segments as the scene notes them."""
+    return bound(condemn, notes=[ReleasedSegment(*segment, "", 0) for segment in segments])
 
 
 def going_on(generation: int, state: str, previous: int, *, group_id: str = "g") -> Verb:
@@ -264,16 +280,24 @@ VERBS: dict[str, Verb] = {
     "resolve": bound(report_resolved, broker_epoch=1, sequence=5),
     "resolve nothing": bound(report_resolved, broker_epoch=1, sequence=0),
     "resolve less": bound(report_resolved, broker_epoch=1, sequence=4),
-    "condemn": bound(condemn, segments=[(1, 5)]),
-    "condemn expired": bound(condemn, segments=[(1, 2), (1, 1)]),
-    "condemn released": bound(condemn, segments=[(2, 3), (2, 2), (1, 1)]),
-    "condemn sources": bound(condemn, segments=[(1, 4), (1, 3), (1, 2)]),
-    "condemn of the expired writer": bound(condemn, segments=[(3, 5), (3, 1)]),
+    "judge": bound(judge, segments=[(1, 5)]),
+    "judge sources": bound(judge, segments=[(1, 4), (1, 3), (1, 2)]),
+    "judge segments of the expired writer": bound(judge, segments=[(3, 5), (3, 1)]),
+    "condemn expired": condemning((1, 2), (1, 1)),
+    "condemn released": condemning((2, 3), (2, 2), (1, 1)),
+    "look for orphans": bound(orphans, segments=[(3, 5), (3, 1), (1, 5), (1, 4), (1, 2), (1, 1)]),
+    "forget writers": bound(forget_writers, broker_epochs=[3, 2, 1]),
+    "apply retention": bound(apply_retention, rules=[Rule(1, 1, -1, 150)]),
+    "apply retention by time": bound(apply_retention, rules=[Rule(2, 1, 0, -1)]),
+    "apply retention to many": bound(apply_retention, rules=[Rule(2, 1, 0, -1), Rule(1, 1, -1, 150), Rule(3, 1, -1, -1)]),
+    "release of many": releasing(E71, E22, E11),
+    "look for deleted topics": bound(deleted_topics, limit=10),
+    "strip the topic deleted earlier": bound(strip_deleted_topic, topic_id=DELETED_EARLIER_ID, limit=10),
     "read": bound(read_extents, positions=[(2, 15), (1, 0), (7, 0)], max_extents=100),
     "read little": bound(read_extents, positions=[(1, 0), (2, 0)], max_extents=1, max_extents_each=1),
     "look for a time": bound(offset_for_time, partition_id=1, timestamp_ms=1),
     "look for what retention asks": bound(retention_point, partition_id=1, committed_before_ms=0, keep_bytes=150),
-    "look for what has expired": bound(expired_extents, partition_id=1, limit=10),
+    "look for what has expired": bound(expired_extents, partition_ids=[1], limit=10),
     "look up": bound(find_references, segments=[(1, 1, 5), (1, 3, 5)]),
     "forget": bound(forget_released, notes=[ReleasedSegment(*segment, "", 0) for segment in ((2, 2), (1, 3), (1, 2), (1, 1))]),
     "acquire cleaner": bound(acquire_cleaner, broker_epoch=1, ttl_ms=TTL_MS),

@@ -175,6 +175,24 @@ class Settings(BaseModel):
     checkpoints_kept: int = _count(2, le=1000, description="Whole copies of the metadata that are kept, with the changes since each.")
     checkpoint_page_rows: int = _count(5000, ge=10, le=100_000, description="Rows read at once, and written as one object.")
 
+    # ---- retention and cleaning
+    retention: bool = Field(True, description="Apply what topics keep to the partitions that this broker leads.")
+    retention_interval_ms: int = _milliseconds(10_000, ge=10, description="How often a leader looks for what is not kept any more.")
+    release_extents: int = _count(2000, le=20_000, description="Extents released in one transaction at most; slow ones take fewer.")
+    cleaning: bool = Field(True, description="Delete objects that nobody needs any more; one broker at a time does.")
+    cleaner_interval_ms: int = _milliseconds(10_000, ge=10, description="How often the cleaner looks for what it may delete.")
+    cleaner_round_segments: int = _count(10_000, le=100_000, description="Released segments looked at in one round of the cleaner.")
+    reader_grace_ms: int = _milliseconds(
+        300_000, ge=1, description="An object is deleted so long after its last extent was merged or expired: readers may still be at it."
+    )
+    orphan_cleaning: bool = Field(True, description="Look in the bucket for segments that no row knows, and delete them.")
+    orphan_age_seconds: int = Field(
+        3600, ge=0, le=365 * 24 * 3600, description="No orphan younger than this is deleted, by the object store's clock."
+    )
+    orphan_scan_interval_ms: int = _milliseconds(3_600_000, ge=10, description="How often one looks for orphans.")
+    cleaner_listed_objects: int = _count(10_000, le=1_000_000, description="Objects listed in one round of the cleaner.")
+    cleaner_retry_ms: int = _milliseconds(3_600_000, ge=10, description="What failed again and again is tried no more often than this.")
+
     # ---- server
     max_connections: int = _count(10_000, description="Connections at once.")
     max_streams_per_connection: int = _count(1000, description="Calls at once on one connection.")
@@ -221,6 +239,7 @@ GROUPS = {
     "Merging": "merging",
     "Topics": "default_partitions",
     "Checkpoints": "checkpoint_interval_ms",
+    "Retention and cleaning": "retention",
     "Server": "max_connections",
     "Telemetry": "log_format",
 }

@@ -31,6 +31,10 @@ MergeOutcome = Literal["merged", "refused", "corrupt", "missing", "failed"]
 """`refused`: the extents or their leader had changed; `corrupt` and `missing`: a source was, and is let alone; `failed`: tried again."""
 CheckpointOutcome = Literal["written", "unchanged", "failed"]
 RenewalOutcome = Literal["done", "failed", "fenced"]
+PassOutcome = Literal["done", "failed"]
+RoundOutcome = Literal["cleaned", "nothing", "failed", "time_travel"]
+"""`nothing`: there was nothing to delete; `time_travel`: the metadata store is older than the bucket, so nothing was deleted."""
+DeletionReason = Literal["released", "orphan"]
 StoreOperation = Literal["put", "get", "head", "list", "delete"]
 StoreOutcome = Literal["done", "not_found", "exists", "unavailable", "unknown", "unusable"]
 TransactionOutcome = Literal["done", "refused", "unavailable", "unknown", "unusable"]
@@ -155,6 +159,27 @@ class Metrics:
         self.checkpoint_time = self._gauge(
             "checkpoint_time_seconds", "Unix time at which this broker last had a checkpoint of everything in the bucket; 0: never."
         )
+
+        # ---- retention and cleaning
+        self.retention_passes = self._counters(
+            "retention_passes", "Looks of a leader at what is not kept any more.", "outcome", get_args(PassOutcome)
+        )
+        self.log_starts_moved = self._counter("log_starts_moved", "Log starts that moved, or that a leader found moved.")
+        self.extents_released = self._counter("extents_released", "Extents released because they lie below the log start.")
+        self.retention_poisoned = self._counter("retention_poisoned", "Partitions whose extents cannot be released; the log says which.")
+        self.topics_dropped = self._counter("topics_dropped", "Deleted topics whose last rows this broker took away.")
+        self.cleaner_lease = self._gauge("cleaner_lease", "1 while this broker is the cleaner.")
+        self.cleaner_rounds = self._counters("cleaner_rounds", "Rounds of the cleaner.", "outcome", get_args(RoundOutcome))
+        self.released_segments = self._gauge("released_segments", "Segments that wait for the cleaner, as it last saw.")
+        self.released_oldest_seconds = self._gauge("released_oldest_seconds", "How long the one that waits longest has waited.")
+        self.objects_deleted = self._counters("objects_deleted", "Objects deleted, by why.", "reason", get_args(DeletionReason))
+        self.deleted_bytes = self._counters(
+            "deleted_bytes", "Bytes deleted: of orphans the objects', of others their extents'.", "reason", get_args(DeletionReason)
+        )
+        self.deletions_refused = self._counter("deletions_refused", "Deletions that the object store refused.")
+        self.cleaner_quarantined = self._gauge("cleaner_quarantined", "Objects that failed again and again, and are tried rarely.")
+        self.orphan_scans = self._counter("orphan_scans", "Looks for orphans that came to their end.")
+        self.objects_listed = self._counter("objects_listed", "Objects listed in looking for orphans.")
 
         # ---- metadata store: verbs are known when they are first used
         self._transactions = self._declare(

@@ -11,6 +11,7 @@ from tidelog.metadata.cleaning import (
     drop_deleted_topic,
     expire_producers,
     forget_released,
+    judge,
     released_segments,
 )
 from tidelog.metadata.commits import Committed, Refused
@@ -115,7 +116,9 @@ async def test_retention_asks_for_whole_extents_by_size_and_by_commit_time(metad
     async def point(before: int | None, keep: int | None) -> int:
         return await metadata_store.run(retention_point, partition_id=led.partition_id, committed_before_ms=before, keep_bytes=keep)
 
-    assert await point(None, 250) == 10
+    assert await point(None, 200) == 10
+    assert await point(None, 201) == 0  # without the first extent there would be less
+    assert await point(None, 1) == 20
     assert await point(None, 0) == 30
     assert await point(None, 1000) == 0
     assert await point(extents[0].commit_time_ms, None) == 0
@@ -127,10 +130,10 @@ async def test_a_partition_whose_topic_is_gone_has_nothing_to_release(metadata_s
     broker, led, extents = await begin(metadata_store, segments=2)
     partition = led.partition_id
     await metadata_store.run(delete_topic, topic_id=led.topic_id)
-    await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*extents))
+    await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(*extents))
     assert await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
-    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*extents)) == 0
-    assert await metadata_store.run(expired_extents, partition_id=partition, limit=10) == ()
+    assert await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(*extents)) == 0
+    assert (await metadata_store.run(expired_extents, partition_ids=[partition], limit=10)).extents == ()
     with pytest.raises(UnknownPartition, match="its topic was deleted"):
         await metadata_store.run(retention_point, partition_id=partition, committed_before_ms=0, keep_bytes=0)
     with pytest.raises(Fenced):
@@ -143,9 +146,9 @@ async def test_expired_extents_give_way_and_their_answers_stay_until_the_object_
     broker, led, extents = await begin(metadata_store, segments=3)
     partition = led.partition_id
     await metadata_store.run(advance_log_start, partition_id=partition, leader_epoch=led.leader_epoch, to=15)
-    expired = await metadata_store.run(expired_extents, partition_id=partition, limit=10)
+    expired = (await metadata_store.run(expired_extents, partition_ids=[partition], limit=10)).extents
     assert expired == extents[:1]
-    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*extents)) == 1
+    assert await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(*extents)) == 1
     assert await extents_of(metadata_store, partition) == extents[1:]
     found, _ = await metadata_store.run(find_references, segments=[(partition, broker, 1)])
     assert found == extents[:1]
@@ -158,10 +161,10 @@ async def test_what_was_merged_since_it_was_found_expired_is_not_released(metada
     broker, led, extents = await begin(metadata_store, segments=3)
     partition = led.partition_id
     await metadata_store.run(advance_log_start, partition_id=partition, leader_epoch=led.leader_epoch, to=10)
-    expired = await metadata_store.run(expired_extents, partition_id=partition, limit=10)
+    expired = (await metadata_store.run(expired_extents, partition_ids=[partition], limit=10)).extents
     assert await merge(metadata_store, led, extents, sequence=9)
     merged = await extents_of(metadata_store, partition)
-    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*expired)) == 0
+    assert await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(*expired)) == 0
     assert await extents_of(metadata_store, partition) == merged
 
 
@@ -199,26 +202,41 @@ async def test_nothing_is_condemned_while_it_may_be_committed_or_is_referred_to(
     broker, led, extents = await begin(metadata_store, segments=3)
     await merge(metadata_store, led, extents[:2], sequence=9)
     segments = [(broker, s) for s in (1, 2, 3, 8, 9)]
-    assert (await metadata_store.run(condemn, segments=segments)).condemned == frozenset()
+    assert (await metadata_store.run(judge, segments=segments)).condemned == frozenset()
     await metadata_store.run(report_resolved, broker_epoch=broker, sequence=1)
-    verdict = await metadata_store.run(condemn, segments=segments)
+    verdict = await metadata_store.run(judge, segments=segments)
     assert verdict == Verdict(frozenset({(broker, 1)}), frozenset({(broker, 3), (broker, 9)}))
     await metadata_store.run(end_epoch, broker_epoch=broker)
-    verdict = await metadata_store.run(condemn, segments=segments)
+    verdict = await metadata_store.run(judge, segments=segments)
     assert verdict.condemned == frozenset({(broker, 1), (broker, 2), (broker, 8)})
+
+
+async def test_only_what_was_released_as_long_ago_as_its_note_said_is_condemned(metadata_store: MetadataStore) -> None:
+    """A release after the note was read begins the readers' grace anew, and no marker tells of it yet."""
+    broker, led, extents = await begin(metadata_store, segments=3)
+    await merge(metadata_store, led, extents[:2], sequence=9)
+    await metadata_store.run(end_epoch, broker_epoch=broker)
+    notes = await metadata_store.run(released_segments, grace_ms=0, limit=10)
+    assert [note.sequence for note in notes] == [1, 2]
+    read_before = [replace(notes[0], released_at_ms=notes[0].released_at_ms - 1), notes[1]]
+    verdict = await metadata_store.run(condemn, notes=read_before)
+    assert verdict == Verdict(frozenset({(broker, 2)}), frozenset())
+    assert verdict.bytes == {(broker, 2): 100}
+    left = await metadata_store.run(lambda tx: tx.rows("SELECT sequence FROM released_extents"))
+    assert [row.sequence for row in left] == [1]
 
 
 async def test_what_was_condemned_is_never_committed_afterwards(metadata_store: MetadataStore) -> None:
     broker, led, _ = await begin(metadata_store, segments=1)
     await metadata_store.run(report_resolved, broker_epoch=broker, sequence=5)
-    assert (await metadata_store.run(condemn, segments=[(broker, 5)])).condemned == frozenset({(broker, 5)})
+    assert (await metadata_store.run(judge, segments=[(broker, 5)])).condemned == frozenset({(broker, 5)})
     assert isinstance(await append(metadata_store, led, broker, extent(broker, 5), at=10), Refused)
 
 
 async def test_a_segment_of_an_epoch_never_given_out_stops_the_cleaner(metadata_store: MetadataStore) -> None:
     broker, _, _ = await begin(metadata_store, segments=1)
     with pytest.raises(TimeTravel, match="restored from an older copy"):
-        await metadata_store.run(condemn, segments=[(broker, 1), (broker + 1, 1)])
+        await metadata_store.run(judge, segments=[(broker, 1), (broker + 1, 1)])
 
 
 async def test_a_note_renewed_after_it_was_read_is_not_forgotten(metadata_store: MetadataStore) -> None:
@@ -237,8 +255,8 @@ async def test_a_store_from_before_extents_gave_way_does_not_fit_the_bucket_any_
     assert await merge(metadata_store, led, extents[:2], sequence=9)
     await metadata_store.run(advance_log_start, partition_id=led.partition_id, leader_epoch=led.leader_epoch, to=30)
     swapped = (await metadata_store.run(cluster_state)).commit_count
-    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=led.partition_id, sources=keyed(extents[2])) == 1
-    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=led.partition_id, sources=keyed(extents[2])) == 0
+    assert await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(extents[2])) == 1
+    assert await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(extents[2])) == 0
     assert (begun + 1, begun + 2) == (swapped, (await metadata_store.run(cluster_state)).commit_count)
 
 
@@ -268,7 +286,7 @@ async def test_a_deleted_topic_goes_once_its_extents_are_released(metadata_store
     await metadata_store.run(delete_topic, topic_id=led.topic_id)
     assert not isinstance(await append(metadata_store, led, broker, extent(broker, 3), at=20), Committed)
     assert not await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
-    assert await metadata_store.run(release_expired, broker_epoch=broker, partition_id=led.partition_id, sources=keyed(*extents)) == 2
+    assert await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(*extents)) == 2
     assert await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
     assert await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
     assert len(await metadata_store.run(released_segments, grace_ms=0, limit=10)) == 2

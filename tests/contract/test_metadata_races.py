@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from tidelog.errors import Fenced, TopicExists
-from tidelog.metadata.cleaning import Verdict, condemn
+from tidelog.metadata.cleaning import Verdict, judge
 from tidelog.metadata.commits import Committed, NotLeader, Outcome, Refused
 from tidelog.metadata.extents import Extent, ReleasedSource, advance_log_start, expired_extents, read_extents, release_expired, swap
 from tidelog.metadata.groups import GroupOffset, GroupState, commit_group_offsets, group_offsets, read_group, write_group
@@ -99,7 +99,7 @@ async def test_what_is_condemned_while_it_is_committed_is_never_referred_to(meta
             return await append(metadata_store, led[ids[n]], leader, extent(writer, n + 1), at=at)
 
         async def clean(segments: list[tuple[int, int]] = segments) -> list[Verdict]:
-            return [await metadata_store.run(condemn, segments=segments) for _ in range(6)]
+            return [await metadata_store.run(judge, segments=segments) for _ in range(6)]
 
         async def give_up(writer: int = writer) -> None:
             await metadata_store.run(report_resolved, broker_epoch=writer, sequence=4)
@@ -140,9 +140,9 @@ async def test_merging_and_retention_beside_commits_leave_no_gap(metadata_store:
         released, start = 0, 0
         while not done.is_set():
             start = await metadata_store.run(advance_log_start, partition_id=partition, leader_epoch=led.leader_epoch, to=start + 7)
-            found = await metadata_store.run(expired_extents, partition_id=partition, limit=2)
+            found = (await metadata_store.run(expired_extents, partition_ids=[partition], limit=2)).extents
             await asyncio.sleep(0)
-            released += await metadata_store.run(release_expired, broker_epoch=broker, partition_id=partition, sources=keyed(*found))
+            released += await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(*found))
         return released
 
     end, *_ = await asyncio.gather(write(), merge(), merge(), expire())

@@ -37,10 +37,10 @@ TOGETHER: list[tuple[str, ...]] = [
     ("commit of the expired writer", "end expired epochs"),
     ("commit of the expired writer", "end the expired epoch"),
     ("commit of the expired writer", "register anew"),
-    ("commit of the expired writer", "end the expired epoch", "condemn of the expired writer"),
-    ("commit", "condemn"),
+    ("commit of the expired writer", "end the expired epoch", "judge segments of the expired writer"),
+    ("commit", "judge"),
     ("commit", "resolve"),
-    ("commit", "resolve", "condemn"),
+    ("commit", "resolve", "judge"),
     ("commit", "resolve", "look up"),
     ("commit", "delete topic"),
     ("commit to deleted topics", "drop deleted topic"),
@@ -57,9 +57,9 @@ TOGETHER: list[tuple[str, ...]] = [
     ("swap", "swap"),
     ("swap", "swap to another"),
     ("swap", "swap the first"),
-    ("swap", "condemn sources"),
+    ("swap", "judge sources"),
     ("swap", "resolve less"),
-    ("swap", "resolve less", "condemn sources"),
+    ("swap", "resolve less", "judge sources"),
     ("swap", "end own epoch"),
     ("swap", "take over"),
     ("swap", "delete topic"),
@@ -83,8 +83,8 @@ TOGETHER: list[tuple[str, ...]] = [
     ("expire producers", "delete topic"),
     ("condemn released", "condemn expired"),
     ("condemn released", "forget"),
-    ("condemn of the expired writer", "end the expired epoch"),
-    ("condemn", "resolve"),
+    ("judge segments of the expired writer", "end the expired epoch"),
+    ("judge", "resolve"),
     ("forget", "forget"),
     ("resolve", "resolve less"),
     ("resolve", "end own epoch"),
@@ -138,6 +138,41 @@ TOGETHER: list[tuple[str, ...]] = [
     ("end expired epochs", "renew the expired lease"),
     ("end expired epochs", "end the expired epoch"),
     ("register anew", "renew the expired lease"),
+    ("release in 2", "condemn expired"),
+    ("release of many", "condemn released"),
+    ("release of many", "condemn released", "forget"),
+    ("release of many", "release of many"),
+    ("release of many", "commit to 1 and 2"),
+    ("release of many", "swap"),
+    ("release of many", "take over"),
+    ("release of many", "drop the topic deleted earlier"),
+    ("look for orphans", "release"),
+    ("look for orphans", "release in 2"),
+    ("look for orphans", "swap"),
+    ("look for orphans", "condemn released"),
+    ("look for orphans", "commit of the expired writer", "end the expired epoch"),
+    ("look for orphans", "commit", "resolve"),
+    ("forget writers", "commit of the expired writer", "end the expired epoch"),
+    ("forget writers", "end the expired epoch"),
+    ("forget writers", "end own epoch", "swap"),
+    ("forget writers", "register anew"),
+    ("forget writers", "release all"),
+    ("forget writers", "resolve", "end own epoch"),
+    ("forget writers", "forget writers"),
+    ("apply retention", "commit to 1 and 2"),
+    ("apply retention", "take over"),
+    ("apply retention", "swap"),
+    ("apply retention", "release of many"),
+    ("apply retention", "delete topic"),
+    ("apply retention", "advance log start"),
+    ("apply retention by time", "commit to 1 and 2"),
+    ("apply retention by time", "take over"),
+    ("apply retention by time", "delete topic"),
+    ("apply retention to many", "apply retention to many"),
+    ("strip the topic deleted earlier", "drop the topic deleted earlier"),
+    ("strip the topic deleted earlier", "expire producers"),
+    ("look for deleted topics", "drop the topic deleted earlier"),
+    ("look for deleted topics", "delete topic"),
     ("acquire cleaner", "the other acquires cleaner"),
     ("create group", "create group"),
     ("create group", "create group otherwise"),
@@ -331,10 +366,11 @@ def _assert_never_dangling(after: State, found: Interleaving) -> None:
     marks = {row["broker_epoch"]: row["sequence"] for row in after["resolved_marks"]}
     live = {(e["broker_epoch"], e["sequence"]) for e in after["extents"]}
     for answer in found.answers:
-        if isinstance(answer.value, Verdict):
-            assert not answer.value.condemned & live
-            for epoch, sequence in answer.value.condemned:
-                assert ended[epoch] or marks[epoch] >= sequence
+        doomed = answer.value.condemned if isinstance(answer.value, Verdict) else answer.value
+        if isinstance(doomed, frozenset):  # a verdict's, or orphans
+            assert not doomed & live
+            for epoch, sequence in doomed:
+                assert ended.get(epoch, True) or marks[epoch] >= sequence
 
 
 def _assert_committed_is_there(after: State, found: Interleaving) -> None:
@@ -382,5 +418,7 @@ def digest(answers: Sequence[Answer], state: State) -> str:
 
 def _ordered(value: object) -> object:
     if isinstance(value, Verdict):
-        return sorted(value.condemned), sorted(value.referenced)
+        return sorted(value.condemned), sorted(value.referenced), sorted(value.bytes.items())
+    if isinstance(value, frozenset):
+        return sorted(value)
     return value

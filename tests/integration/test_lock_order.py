@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 from tidelog.errors import TidelogError
-from tidelog.metadata import cleaning, commits, extents, groups, leadership, marks, membership, schema, topics
+from tidelog.metadata import cleaning, commits, extents, groups, leadership, marks, membership, retention, schema, topics
 from tidelog.metadata.postgres import PostgresStore
 from tidelog.metadata.schema import tables_metadata
 from tidelog.metadata.store import Transaction
@@ -42,14 +42,14 @@ def test_the_written_order_names_every_table() -> None:
 
 READ = {
     "cluster_state", "membership", "topics", "partitions", "catalog_changes", "writers", "find_extents", "released_segments",
-    "final_segments", "read_group", "list_groups", "group_offsets",
+    "final_segments", "read_group", "list_groups", "group_offsets", "backlog", "writer_states", "broker_ids",
 }  # fmt: skip
 PARTS = {"lock_led", "next_change", "extents_of"}
 """Of verbs, in other modules."""
 
 
 def test_every_verb_that_locks_is_in_the_scene() -> None:
-    modules = (cleaning, commits, extents, groups, leadership, marks, membership, topics)
+    modules = (cleaning, commits, extents, groups, leadership, marks, membership, retention, topics)
     verbs = {
         name
         for module in modules

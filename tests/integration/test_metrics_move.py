@@ -1,5 +1,6 @@
 """Every metric is one that something counts: a whole service at work moves them all, but for those that need more than that."""
 
+import asyncio
 import re
 import urllib.request
 from collections import defaultdict
@@ -13,7 +14,14 @@ from tidelog.metrics import Metrics
 from tests.integration.test_server_connections import service
 
 NEED_OTHER_BROKERS = {"transfers_total", "fenced_total", "references_repeated_total", "feeds_total", "news_gaps_total"}
-NEED_WEATHER = {"failed_polls_total", "missing_objects_total", "corrupt_reads_total"}
+NEED_WEATHER = {
+    "failed_polls_total",
+    "missing_objects_total",
+    "corrupt_reads_total",
+    "deletions_refused_total",
+    "cleaner_quarantined",
+    "retention_poisoned_total",
+}
 NEED_S3 = {"store_requests_total", "store_hedges_total", "store_retries_total"}
 NOTHING_IS_UNDER_WAY = {
     "intake_bytes",
@@ -25,8 +33,13 @@ NOTHING_IS_UNDER_WAY = {
     "consume_unsent_bytes",
     "consume_subscriptions",
     "consume_credit_bytes",
+    "released_segments",
+    "released_oldest_seconds",
 }
 """When a scrape comes; other tests look at these while something is."""
+
+SLOW = {"log_starts_moved_total", "objects_deleted_total", "topics_dropped_total", "orphan_scans_total"}
+"""What happens behind the scenes, after a while."""
 
 
 def scraped(address: str) -> dict[str, float]:
@@ -42,7 +55,16 @@ def scraped(address: str) -> dict[str, float]:
 
 
 async def test_a_service_at_work_moves_every_metric(tmp_path: Path) -> None:
-    with service(tmp_path, cache_bytes="0", read_block_bytes="4096") as served:
+    with service(
+        tmp_path,
+        cache_bytes="0",
+        read_block_bytes="4096",
+        retention_interval_ms="50",
+        cleaner_interval_ms="50",
+        reader_grace_ms="1",
+        orphan_age_seconds="0",
+        orphan_scan_interval_ms="50",
+    ) as served:
         async with tidelog.connect(served.address) as log:
             await log.admin.create_topic("t", partitions=2)
             async with log.producer(batch_bytes=8192) as producer:
@@ -53,7 +75,13 @@ async def test_a_service_at_work_moves_every_metric(tmp_path: Path) -> None:
                 assert len([record async for record in log.consume("t", follow=False)]) == 5000
             with pytest.raises(InvalidRequest):
                 await log.admin.create_topic("not a name")
-        found = scraped(served.metrics_address)
+            await log.admin.delete_records("t", 0)
+            await log.admin.alter_topic("t", retention_bytes=0)
+            await log.admin.create_topic("gone")
+            await log.admin.delete_topic("gone")
+        async with asyncio.timeout(20):
+            while not all((found := scraped(served.metrics_address))[f"tidelog_{name}"] for name in SLOW):
+                await asyncio.sleep(0.1)
     described = {description.name.removeprefix("tidelog_") for description in Metrics().described}
     still = {name for name in described if not found[f"tidelog_{name}"]}
     expected = NEED_OTHER_BROKERS | NEED_WEATHER | NEED_S3 | NOTHING_IS_UNDER_WAY

@@ -20,7 +20,7 @@ from tidelog.errors import (
     UnknownProducer,
     UnknownTopic,
 )
-from tidelog.metadata.topics import PartitionState, partitions
+from tidelog.metadata.topics import PartitionState, TopicConfig, partitions
 from tidelog.records.batch import scan
 from tidelog.records.codec import Producer, decode_values, encode_many
 
@@ -463,6 +463,7 @@ async def read(world: World, reader: int, stop: float, *, partition: int | None 
             stream.close()
             stream = Stream(world, chosen, connect(world), stream.number + 1)
             if isinstance(error, OffsetOutOfRange) and at < error.log_start_offset:
+                world.watcher.out_of_range(chosen, at, error.log_start_offset, error.high_watermark)
                 at = error.log_start_offset
                 generation += 1
             elif isinstance(error, TidelogError) and not _excused(world, error):
@@ -484,6 +485,67 @@ async def read(world: World, reader: int, stop: float, *, partition: int | None 
 def _excused(world: World, error: TidelogError) -> bool:
     damaged = isinstance(error, CorruptSegment) and world.loop.now < world.damaged_at + DAMAGE_S
     return error.retriable or damaged or isinstance(error, UnknownTopic)
+
+
+async def doomed(world: World, stop: float) -> None:
+    """Make topics, append to them, and delete them."""
+    while world.loop.now < stop:
+        await asyncio.sleep(world.chance.uniform(1, 5))
+        world.dooms += 1
+        name, connection = f"doomed-{world.dooms}", connect(world)
+        count = world.chance.choice((1, 3))
+        try:
+            await connection.call(partial(_create, name=name, count=count), timeout_s=3)
+            for number in range(world.chance.randrange(1, 6)):
+                await connection.call(partial(_append, request=AppendRequest(name, number % count, encode_many([b"-1"]))), timeout_s=3)
+        except (NoAnswer, TidelogError):
+            world.counts["doomed topic not filled"] += 1
+        await asyncio.sleep(world.chance.uniform(0, 3))
+        try:
+            await connect(world).call(partial(_delete, name=name), timeout_s=3)
+        except (NoAnswer, TidelogError):
+            continue
+        world.counts["doomed topic deleted"] += 1
+
+
+async def _create(process: Process, name: str, count: int) -> None:
+    await process.broker.create_topic(name, partitions=count, config=TopicConfig())
+
+
+async def _append(process: Process, request: AppendRequest) -> None:
+    await process.broker.append(request)
+
+
+async def _delete(process: Process, name: str) -> None:
+    await process.broker.delete_topic(name)
+
+
+async def below(world: World, partition: int, until: float) -> None:
+    """Whoever asks for what is not kept any more is told what is, by every broker that is alive."""
+    for name in sorted(world.brokers):
+        if world.brokers[name].node.state is State.DEAD:
+            continue
+        while True:
+            log_start = (await states(world))[partition].log_start_offset
+            if log_start == 0:
+                return
+            connection = Connection(world, world.brokers[name])
+            try:
+                await connection.call(partial(_begin_at, partition=partition, offset=log_start - 1), timeout_s=30)
+            except OffsetOutOfRange as error:
+                world.watcher.out_of_range(partition, log_start - 1, error.log_start_offset, error.high_watermark)
+                break
+            except (NoAnswer, TidelogError) as error:
+                world.counts[f"read below the log start: {type(error).__name__}"] += 1
+            if world.loop.now > until:
+                world.violation("read below the log start", f"offset {log_start - 1} through {name}", partition=partition)
+                break
+            await asyncio.sleep(0.5)
+
+
+async def _begin_at(process: Process, partition: int, offset: int) -> None:
+    async with process.broker.follow(TOPIC, partition) as cursor:
+        await cursor.read(await cursor.resolve(offset), max_bytes=1000)
 
 
 async def states(world: World) -> Sequence[PartitionState]:

@@ -117,7 +117,7 @@ class _Checker:
         self._never_back()
         last = max((poll.ended for poll in self.history.polls), default=0.0)
         for partition, end in self.ends.items():
-            if self.furthest[partition] < end - 1:
+            if self.furthest[partition] < end - 1 and self.log_starts.get(partition, 0) < end:
                 self._note("end not reached", last, partition, f"it ends at {end}, and {self.furthest[partition]} was the last offset read")
 
     def _note(self, name: str, at: float, partition: int, what: str) -> None:

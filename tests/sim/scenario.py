@@ -4,9 +4,10 @@ import asyncio
 from dataclasses import dataclass
 
 from tidelog.metadata.store import Transaction
-from tidelog.metadata.topics import TopicConfig, create_topic
+from tidelog.metadata.topics import create_topic
+from tidelog.segments.keys import parse_key
 
-from tests.sim.clients import TOPIC, TOPIC_ID, Client, connect, fence, probe, read, states, trim
+from tests.sim.clients import TOPIC, TOPIC_ID, Client, below, connect, doomed, fence, probe, read, states, trim
 from tests.sim.history import check
 from tests.sim.loop import SimLoop, State, run
 from tests.sim.nemesis import heal, strike
@@ -15,6 +16,7 @@ from tests.sim.world import World, begin, kill, open_world
 
 FAULT_SECONDS = 30.0
 HEALED_WITHIN_S = 30.0
+DRAINED_WITHIN_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,53 @@ class Outcome:
 
 
 def look(tx: Transaction) -> list[tuple[str, object]]:
-    """Return what breaks an invariant in SQL: extents dense and disjoint up to the end of each partition."""
+    """Return what breaks an invariant in SQL: extents disjoint, and dense from the log start to the end of each partition."""
     wrong: list[tuple[str, object]] = []
-    at: dict[int, int] = {}
+    bounds = {row.partition_id: (row.log_start_offset, row.next_offset) for row in tx.rows("SELECT * FROM partitions")}
+    at = {partition_id: log_start for partition_id, (log_start, _) in bounds.items()}
+    before: dict[int, int] = {}
     rows = tx.rows("SELECT partition_id, base_offset, next_offset, record_count FROM extents ORDER BY partition_id, base_offset")
     for row in rows:
-        end = at.get(row.partition_id, 0)
-        if row.base_offset != end or row.next_offset - row.base_offset != row.record_count:
-            wrong.append(("extents overlap" if row.base_offset < end else "extents have a gap", tuple(row)))
-        at[row.partition_id] = row.next_offset
-    ends = tx.rows("SELECT partition_id, next_offset FROM partitions")
-    wrong += [("the end is not where extents end", tuple(row)) for row in ends if at.get(row.partition_id, 0) != row.next_offset]
+        log_start, end = bounds[row.partition_id][0], at[row.partition_id]
+        begins = row.base_offset <= log_start < row.next_offset
+        if row.base_offset < before.get(row.partition_id, 0) or row.next_offset - row.base_offset != row.record_count:
+            wrong.append(("extents overlap", tuple(row)))
+        if row.next_offset > log_start:
+            if row.base_offset != end and not begins:
+                wrong.append(("extents have a gap", tuple(row)))
+            at[row.partition_id] = row.next_offset
+        before[row.partition_id] = row.next_offset
+    wrong += [("the end is not where extents end", (i, end)) for i, (_, end) in bounds.items() if at[i] != end]
     twice = "SELECT partition_id, broker_epoch, sequence, position FROM extents GROUP BY 1, 2, 3, 4 HAVING count(*) > 1"
     wrong += [("bytes committed twice", tuple(row)) for row in tx.rows(twice)]
     return wrong
+
+
+def _needed(tx: Transaction) -> tuple[set[tuple[int, int]], int]:
+    """Return the segments that live extents refer to, and how many rows there are of what should be gone."""
+    live = {(row.broker_epoch, row.sequence) for row in tx.rows("SELECT DISTINCT broker_epoch, sequence FROM extents")}
+    notes = tx.rows("SELECT broker_epoch, sequence FROM released_extents UNION ALL SELECT broker_epoch, sequence FROM released_segments")
+    leftover = sum((row.broker_epoch, row.sequence) not in live for row in notes)
+    return live, leftover + len(tx.rows("SELECT topic_id FROM topics WHERE deleted"))
+
+
+async def drained(world: World) -> None:
+    """When all is healed, everything that nobody needs goes: objects, deleted topics, and what was noted of them."""
+    until = world.loop.now + DRAINED_WITHIN_S
+    while True:
+        needed, leftover = await world.run(_needed)
+        keys = [(name, key) for name in world.bucket.names() if (key := parse_key(name)) is not None]
+        orphans = [name for name, key in keys if (key.broker_epoch, key.sequence) not in needed]
+        stored = {(key.broker_epoch, key.sequence) for _, key in keys}
+        for segment in sorted(needed - stored):
+            world.violation("dangling", f"segment {segment} is referred to, and not stored")
+        if not orphans and not leftover:
+            world.counts["all drained"] += 1
+            return
+        if world.loop.now > until:
+            world.violation("what nobody needs stays", f"{len(orphans)} objects, as {orphans[:3]}, and {leftover} rows")
+            return
+        await asyncio.sleep(1)
 
 
 async def nemesis(world: World, stop: float) -> None:
@@ -77,7 +112,7 @@ async def scenario(world: World, seconds: float) -> None:
     for index in range(world.draw.brokers):
         begin(world, f"b{index}")
     await asyncio.sleep(2)
-    await world.run(create_topic, topic_id=TOPIC_ID, name=TOPIC, partitions=world.draw.partitions, config=TopicConfig())
+    await world.run(create_topic, topic_id=TOPIC_ID, name=TOPIC, partitions=world.draw.partitions, config=world.draw.keeps)
     for process in world.brokers.values():
         loop.call_soon(process.broker.nudge, context=process.context)
     await asyncio.sleep(1)
@@ -87,6 +122,8 @@ async def scenario(world: World, seconds: float) -> None:
     work += [loop.create_task(read(world, 100 + number, stop)) for number in range(3)]
     if world.draw.trims:
         work.append(loop.create_task(trim(world, stop)))
+    if world.draw.dooms:
+        work.append(loop.create_task(doomed(world, stop)))
     if world.draw.fences:
         work += [loop.create_task(fence(world, stop)) for _ in range(2)]
     await nemesis(world, stop)
@@ -98,7 +135,9 @@ async def scenario(world: World, seconds: float) -> None:
     await asyncio.gather(*(probe(world, partition, loop.now + HEALED_WITHIN_S) for partition in range(world.draw.partitions)))
     until = loop.now + 120
     await asyncio.gather(*(read(world, 200 + partition, until, partition=partition) for partition in range(world.draw.partitions)))
+    await asyncio.gather(*(below(world, partition, loop.now + HEALED_WITHIN_S) for partition in range(world.draw.partitions)))
     await at_rest(world)
+    await drained(world)
     for name, what in await world.run(look):
         world.violation(name, what)
     for row in await states(world):

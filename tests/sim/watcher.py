@@ -16,7 +16,7 @@ from tidelog.metadata.leadership import LedPartition
 from tidelog.metadata.store import Transaction
 from tidelog.records.batch import scan
 from tidelog.records.codec import decode_values
-from tidelog.segments.keys import IntakeKey
+from tidelog.segments.keys import IntakeKey, parse_key
 
 from tests.sim.history import Send
 from tests.sim.loop import State
@@ -38,8 +38,15 @@ _WRITERS = (
 _PARTITIONS = (
     "SELECT partition_id, partition, fencing_token, leader_broker_epoch, leader_epoch, log_start_offset, next_offset,"
     " coalesce((SELECT e.next_offset"
-    " FROM extents e WHERE e.partition_id = p.partition_id ORDER BY e.base_offset DESC LIMIT 1), 0) FROM partitions p"
+    " FROM extents e WHERE e.partition_id = p.partition_id ORDER BY e.base_offset DESC LIMIT 1), log_start_offset) FROM partitions p"
+    " WHERE p.topic_id = '0102030405060708090a0b0c0d0e0f10'"
 )
+_READABLE = (
+    "SELECT p.partition_id, p.log_start_offset, p.next_offset, (SELECT min(e.base_offset) FROM extents e"
+    " WHERE e.partition_id = p.partition_id AND e.next_offset > p.log_start_offset) FROM partitions p"
+)
+_RELEASING = frozenset(("release_expired", "swap"))
+"""Verbs that release extents."""
 OUTAGE_S = 0.5
 """By so much longer than a lease must an outage be to have let every lease expire."""
 
@@ -85,6 +92,9 @@ class Watcher:
         self._refused: set[int] = set()
         self._next_broker_epoch = 0
         self._changes = 0
+        self._db: Connection | None = None
+        self._released: dict[tuple[int, int], tuple[int, int]] = {}
+        """Of each segment when its last extent was released, and the count of commits then."""
 
     # ---- transactions
 
@@ -99,6 +109,7 @@ class Watcher:
                 self._world.counts[f"{name}: {type(error).__name__}"] += 1
                 raise
             db: Connection = tx.connection
+            self._db = db
             self._hear(name, who, answer)
             if db.total_changes != self._changes:
                 self._changes = db.total_changes
@@ -112,7 +123,9 @@ class Watcher:
         world = self._world
         if name == "commit":
             for partition_id, outcome in answer.items():
-                shadow = self.shadows[partition_id]
+                shadow = self.shadows.get(partition_id)
+                if shadow is None:  # of a topic that nobody reads
+                    continue
                 if isinstance(outcome, Committed):
                     world.counts["commit: committed" if outcome.next_offset > shadow.next_offset else "commit: committed before"] += 1
                 elif isinstance(outcome, NotLeader):
@@ -127,6 +140,11 @@ class Watcher:
             self._taken_over(answer)
         elif name == "find_references":
             world.counts["find_references: found" if answer[0] else "find_references: over" if answer[1] else "find_references: open"] += 1
+        elif name in ("condemn", "orphans", "forget_writers", "drop_deleted_topic", "strip_deleted_topic"):
+            some = answer.condemned if name == "condemn" else answer
+            world.counts[f"{name}: {'some' if some else 'none'}"] += 1
+        elif name == "acquire_cleaner":
+            world.counts[f"acquire_cleaner: {'held' if answer else 'not held'}"] += 1
         elif name in ("end_expired_epochs", "transfer", "expire_producers"):
             world.counts[f"{name}: {'some' if answer else 'none'}"] += 1
             if answer:
@@ -149,6 +167,8 @@ class Watcher:
     def _look(self, db: Connection, verb: str, who: str) -> None:
         if verb not in _LEASES_ONLY:
             self._look_at_order(db, verb, who)
+        if verb in _RELEASING:
+            self._look_at_releases(db)
         self._members = {row[0]: (row[1], row[2]) for row in db.execute("SELECT broker_epoch, broker_id, lease_expires_at_ms FROM brokers")}
         for epoch in self._members:
             if self.writers[epoch].ended:
@@ -165,11 +185,21 @@ class Watcher:
                 self.numbers[number] = partition_id
             shadow.fencing_token = token
             self._look_at_partition(db, shadow, who, *row)
-        self.writers = now
+        self.writers |= now  # who has been forgotten has ended
         [(next_epoch,)] = db.execute("SELECT next_broker_epoch FROM cluster")
         if next_epoch < self._next_broker_epoch or any(epoch >= next_epoch for epoch in now):
             self._violation("broker epoch goes back", None, f"{next_epoch} comes next after {self._next_broker_epoch}")
         self._next_broker_epoch = next_epoch
+
+    def _look_at_releases(self, db: Connection) -> None:
+        """What is released lies below the log start, or another extent has taken its place."""
+        for partition_id, log_start, end, first in db.execute(_READABLE).fetchall():
+            if log_start < end and (first is None or first > log_start):
+                self._violation("released, though kept", partition_id, f"offsets {log_start} to {end} begin at {first}")
+        [(commits,)] = db.execute("SELECT sum(commits) FROM commit_counts")
+        for epoch, sequence, at_ms in db.execute("SELECT broker_epoch, sequence, released_at_ms FROM released_segments"):
+            if self._released.get((epoch, sequence), (-1, 0))[0] != at_ms:
+                self._released[epoch, sequence] = at_ms, commits
 
     def _look_at_writers(self, now: dict[int, Writer], verb: str) -> None:
         for epoch, writer in now.items():
@@ -345,8 +375,42 @@ class Watcher:
         if sequence <= writer.resolved_sequence:
             self._violation("sent after it was resolved", None, f"segment {sequence} of broker epoch {broker_epoch}")
 
+    def deleting(self, keys: Sequence[str]) -> None:
+        """I7, I11: nobody refers to what is deleted, now and for ever; readers had their time, and the bucket knows of the release."""
+        world = self._world
+        assert self._db is not None
+        markers = [key for key in world.bucket.names() if key.startswith("cluster/")]
+        marked = max((int(key.removeprefix("cluster/").removesuffix(".json")) for key in markers), default=-1)
+        for name in keys:
+            key = parse_key(name)
+            if key is None:
+                continue
+            segment = (key.broker_epoch, key.sequence)
+            if self._db.execute("SELECT 1 FROM extents WHERE broker_epoch = ? AND sequence = ?", segment).fetchone():
+                self._violation("deleted, though referenced", None, name)
+            writer = self.writers[key.broker_epoch]
+            if not writer.ended and key.sequence > writer.resolved_sequence:
+                self._violation("deleted, though it may be committed", None, f"{name}, whose writer is {writer}")
+            if segment in self._released:
+                at_ms, commits = self._released[segment]
+                if world.clock.wall_ms() + CLOCK_MS < at_ms + world.draw.settings.reader_grace_ms:
+                    self._violation("deleted under its readers", None, f"{name} at {world.clock.wall_ms()}, released at {at_ms}")
+                if marked < commits:
+                    self._violation("deleted before the marker tells", None, f"{name}, released by commit {commits}; it says {marked}")
+            world.counts["object deleted: " + ("released" if segment in self._released else "orphan")] += 1
+            world.tell("clean", "bucket", "{} is deleted", name)
+
+    def out_of_range(self, partition: int, offset: int, log_start: int, high_watermark: int) -> None:
+        """Both bounds are told, and neither is beyond what is."""
+        shadow = self._shadow(partition)
+        self._world.counts["read out of range"] += 1
+        if not (offset < log_start <= shadow.log_start_offset and log_start <= high_watermark <= shadow.next_offset):
+            what = f"offset {offset} is said to be out of {log_start} to {high_watermark}, which are {shadow.log_start_offset} to"
+            self._violation("wrong bounds", shadow.partition_id, f"{what} {shadow.next_offset}")
+
     def _shadow(self, partition: int) -> Shadow:
         return self.shadows[self.numbers[partition]]
 
     def _violation(self, name: str, partition_id: int | None, what: str) -> None:
-        self._world.violation(name, what, partition=None if partition_id is None else self.shadows[partition_id].partition)
+        shadow = None if partition_id is None else self.shadows.get(partition_id)
+        self._world.violation(name, what, partition=None if shadow is None else shadow.partition)

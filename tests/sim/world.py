@@ -17,6 +17,7 @@ from tidelog.executors import InlineExecutor
 from tidelog.metadata.membership import Broker as Member
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore
+from tidelog.metadata.topics import TopicConfig
 from tidelog.metrics import Metrics
 from tidelog.objects.memory import MemoryStore
 from tidelog.objects.store import Bytes, ObjectInfo
@@ -65,6 +66,10 @@ class Draw:
     """Whether somebody deletes old records."""
     fences: bool
     """Whether some set fencing tokens, and append under them."""
+    keeps: TopicConfig
+    """What the topic keeps."""
+    dooms: bool
+    """Whether somebody makes topics and deletes them."""
 
 
 FAULTS = (
@@ -88,6 +93,9 @@ FAULTS = (
 )
 """What a nemesis may do; each seed draws some of them."""
 
+
+REFUSED = 0.1
+"""Of the objects that are to be deleted while the store fails, those that it refuses to delete."""
 
 MOODS = ("calm", "ordinary", "ordinary", "hostile", "quiet")
 """Hostile: short leases and deadlines, and what makes effects late. Quiet: idle partitions, so that nothing newer covers what is late.
@@ -137,6 +145,15 @@ def draw(chance: random.Random, mood: str | None = None) -> Draw:
             window_extents=chance.choice((4, 1000)),
             read_ahead_extents=chance.choice((2, 100)),
             follower_poll_ms=chance.choice((100, 500)),
+            retention_interval_ms=chance.choice((300, 2000)),
+            release_extents=chance.choice((3, 2000)),
+            cleaner_interval_ms=chance.choice((300, 1000)),
+            cleaner_round_segments=chance.choice((5, 10_000)),
+            reader_grace_ms=chance.choice((1, 200)) if hostile else chance.choice((200, 1000, 4000)),
+            orphan_age_seconds=chance.choice((0, 1)) if hostile else chance.choice((0, 3, 10)),
+            orphan_scan_interval_ms=chance.choice((300, 2000)),
+            cleaner_listed_objects=chance.choice((20, 10_000)),
+            cleaner_retry_ms=3000,
         ),
         mood=mood,
         faults=faults or ["pause"],
@@ -144,6 +161,8 @@ def draw(chance: random.Random, mood: str | None = None) -> Draw:
         padding=chance.choice(((0,), (0, 0, 200), (0, 12_000))),
         trims=chance.random() < 0.3,
         fences=contended or chance.random() < 0.4,
+        dooms=chance.random() < 0.3,
+        keeps=TopicConfig(retention_ms=chance.choice((-1, -1, 3000, 15_000)), retention_bytes=chance.choice((-1, -1, 3000, 50_000))),
     )
 
 
@@ -154,6 +173,10 @@ class Bucket(MemoryStore):
         """Return an object's bytes at this moment; None where there is none of that key."""
         found = self._objects.get(key)
         return None if found is None else found[0]
+
+    def names(self) -> list[str]:
+        """Return the keys of all objects."""
+        return sorted(self._objects)
 
 
 @dataclass
@@ -185,6 +208,8 @@ class World:
     values: int = 0
     fences: int = 0
     """Fencing tokens that were made."""
+    dooms: int = 0
+    """Topics that were made to be deleted."""
     tokens: dict[int, str] = field(default_factory=dict)
     """Of each value that was appended under a token."""
     ends: dict[int, int] = field(default_factory=dict)
@@ -370,11 +395,18 @@ class SimBucket:
             yield found
 
     async def delete_many(self, keys: Sequence[str]) -> dict[str, str]:
-        outcome = await self._fault(self._later(lambda: self._world.bucket.delete_many(keys)))
-        result = await self._world.bucket.delete_many(keys)
+        some = list(keys)
+        outcome = await self._fault(self._later(lambda: self._delete(some)))
+        refused = [key for key in some if self._world.failing["store"] and self._world.chance.random() < REFUSED]
+        await self._delete([key for key in some if key not in refused])
         if outcome == "after":
             raise StoreOutcomeUnknown("simulated: done, but not heard of")
-        return result
+        self._world.counts["deletion refused"] += len(refused)
+        return dict.fromkeys(refused, "simulated: refused")
+
+    async def _delete(self, keys: Sequence[str]) -> None:
+        self._world.watcher.deleting(keys)
+        await self._world.bucket.delete_many(keys)
 
     async def close(self) -> None: ...
 

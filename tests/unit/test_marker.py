@@ -1,5 +1,6 @@
 """What the bucket knows of its metadata store (I11)."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -110,25 +111,59 @@ async def filled(keys: Sequence[str]) -> MemoryStore:
     return there
 
 
-async def test_a_segment_of_an_epoch_that_was_never_given_out_is_proof_whoever_wrote_it() -> None:
+@pytest.mark.parametrize("known_ids", [(), ("b",), ("a", "z"), ("0", "b-1", "c"), ("z", "b0", "b-1", "b", "a")])
+async def test_a_segment_of_an_epoch_that_was_never_given_out_is_proof_whoever_wrote_it(known_ids: Sequence[str]) -> None:
     folders = ("a", "b", "b-1", "b0", "z")
     for epoch, broker_id in itertools.product((4, 5, 12_345_678_901), folders):
         there = await filled([segment(each, 3) for each in folders] + [segment(broker_id, epoch), f"merged/{OURS}/0/x", "cluster/0"])
         if epoch < 5:
-            await check_epochs(there, Store(next_epoch=5).ask)
+            await check_epochs(there, Store(next_epoch=5).ask, known_ids)
         else:
             with pytest.raises(TimeTravel, match=f"epochs below 5, but the bucket holds '{segment(broker_id, epoch)}'"):
-                await check_epochs(there, Store(next_epoch=5).ask)
+                await check_epochs(there, Store(next_epoch=5).ask, known_ids)
 
 
-async def test_an_epoch_that_is_given_out_meanwhile_is_none() -> None:
+@pytest.mark.parametrize("known_ids", [(), ("a",)])
+async def test_an_epoch_that_is_given_out_meanwhile_is_none(known_ids: Sequence[str]) -> None:
     there = await filled([segment("a", 5)])
-    answers = iter((5, 6))
+    answers = itertools.chain((5,), itertools.repeat(6))
 
     async def ask() -> ClusterState:
         return await Store(next_epoch=next(answers)).ask()
 
-    await check_epochs(there, ask)
+    await check_epochs(there, ask, known_ids)
+
+
+async def test_a_broker_id_that_the_store_knows_costs_one_request_and_some_go_at_the_same_time() -> None:
+    class Slow(MemoryStore):
+        asked = 0
+        at_once = 0
+        most = 0
+
+        async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+            self.asked += 1
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            await asyncio.sleep(0)
+            self.at_once -= 1
+            async for found in super().list(prefix, start_after=start_after):
+                yield found
+
+    there = Slow(clock=SystemClock())
+    known_ids = [f"b{number}" for number in range(100)]
+    for broker_id in known_ids:
+        await there.put_new(segment(broker_id, 3), [b"x"])
+    await check_epochs(there, Store(next_epoch=5).ask, known_ids)
+    assert there.asked == 101
+    assert 1 < there.most <= 16
+
+
+@pytest.mark.parametrize("known_ids", [(), ("a",)])
+async def test_something_else_beside_the_brokers_folders_is_passed_by(known_ids: Sequence[str]) -> None:
+    there = await filled(["intake/0.txt", segment("a", 3), "intake/b.txt", "intake/readme", segment("z", 5)])
+    with pytest.raises(TimeTravel, match=f"but the bucket holds '{segment('z', 5)}'"):
+        await check_epochs(there, Store(next_epoch=5).ask, known_ids)
+    await check_epochs(there, Store(next_epoch=6).ask, known_ids)
 
 
 async def test_a_bucket_without_segments_says_nothing() -> None:

@@ -104,7 +104,7 @@ class Broker:
         """Find out which cluster this is, and that bucket and metadata store belong together (I11). Raises TimeTravel."""
         state = await self._store.run(members.initialise, cluster_id=new_uuid(self._chance), format_version=FORMAT_VERSION)
         self._cluster_id = state.cluster_id
-        await check_epochs(self._bucket, self._cluster_state)
+        await check_epochs(self._bucket, self._cluster_state, await self._store.run(members.broker_ids))
         await renew(self._bucket, self._cluster_state)
 
     async def run(self, *, address: str, peer_address: str) -> None:
@@ -372,6 +372,8 @@ class Broker:
                 start = await self._store.run(advance_log_start, partition_id=ref.partition_id, leader_epoch=state.leader_epoch, to=to)
             except Fenced:  # leadership has moved between the two; the log start is anybody's to move
                 continue
+            if self.life is not None:  # where another leads, it learns of it when it looks at what it keeps
+                self.life.ledger.log_starts({ref.partition_id: start})
             await self.reader.bounds_changed(ref.partition_id)
             return start
 

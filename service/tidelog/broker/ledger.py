@@ -271,6 +271,18 @@ class Ledger:
                 if taken.missing:
                     self._not_now(taken.session, taken.reference)
 
+    def log_starts(self, starts: Mapping[int, int]) -> int:
+        """Take log starts as they are in SQL, by partition id, and tell who follows; return how many are news here."""
+        news = 0
+        for partition_id, start in starts.items():
+            led = self._led.get(partition_id)
+            if led is not None and start > led.log_start_offset:
+                led.log_start_offset = start
+                news += 1
+                # What lies below a log start is committed, also by a commit of which this has not heard yet.
+                self._publish(CommittedExtents(partition_id, (), max(led.state.next_offset, start), start))
+        return news
+
     def hand_over(self, partition_ids: Iterable[int], *, to_broker_epoch: int, membership_version: int) -> None:
         """Hand partitions to another member, each once its queue is empty; until then nothing new is taken for them."""
         self._membership_version = membership_version

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from tidelog.broker.catalog import Catalog
 from tidelog.broker.checkpointer import Checkpointer
+from tidelog.broker.cleaner import Cleaner
 from tidelog.broker.intake import Budget, Intake, TakesIn
 from tidelog.broker.leadership import Leadership
 from tidelog.broker.ledger import Ledger
@@ -17,6 +18,7 @@ from tidelog.broker.membership import Lease
 from tidelog.broker.merging import Merging
 from tidelog.broker.outbox import Outbox
 from tidelog.broker.references import CommittedExtents, Peers
+from tidelog.broker.retention import DeletedTopics, Releases, Retention
 from tidelog.broker.uploads import Identity, Uploads
 from tidelog.clock import Clock
 from tidelog.config import Settings
@@ -114,6 +116,20 @@ class Life:
             metrics=metrics,
             is_mine=self._lives_longest,
         )
+        releases = Releases(broker_epoch=epoch, store=store, settings=settings, clock=clock, metrics=metrics)
+        self.retention = Retention(
+            store=store, catalog=catalog, ledger=self.ledger, releases=releases, settings=settings, chance=chance, metrics=metrics
+        )
+        self.cleaner = Cleaner(
+            broker_epoch=epoch,
+            store=store,
+            bucket=bucket,
+            topics=DeletedTopics(store=store, releases=releases, settings=settings, clock=clock, metrics=metrics),
+            settings=settings,
+            clock=clock,
+            chance=chance,
+            metrics=metrics,
+        )
 
     def look_again(self) -> None:
         """Ask the metadata store now who is a member and who leads, rather than at the next poll."""
@@ -134,6 +150,10 @@ class Life:
                 parts.create_task(self._watch())
                 if self._settings.checkpoint_interval_ms:
                     parts.create_task(self.checkpointer.run())
+                if self._settings.retention:
+                    parts.create_task(self.retention.run())
+                if self._settings.cleaning:
+                    parts.create_task(self.cleaner.run())
                 parts.create_task(self._fail())
         finally:
             self.intake.end()

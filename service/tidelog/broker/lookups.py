@@ -18,6 +18,13 @@ _MOST_POSITIONS = 1024
 _MOST_WRITERS = 10_000
 
 
+def object_key(extent: Extent, writer: Writer, *, topic_id: str, partition: int) -> str:
+    """Return the name of the extent's object."""
+    if extent.level == 0:
+        return str(IntakeKey(writer.broker_id, writer.broker_epoch, extent.sequence, writer.incarnation))
+    return str(MergedKey(topic_id, partition, extent.base_offset, writer.broker_id, writer.broker_epoch, extent.sequence))
+
+
 class Lookups:
     """Asks `read_extents` for many cursors at once: what is asked while a statement runs goes into the next one."""
 
@@ -65,9 +72,7 @@ class Lookups:
                 " is known; the metadata store has lost rows: restore it"
             )
         self._writers.move_to_end(writer.broker_epoch)
-        if extent.level == 0:
-            return str(IntakeKey(writer.broker_id, writer.broker_epoch, extent.sequence, writer.incarnation))
-        return str(MergedKey(ref.topic_id, ref.partition, extent.base_offset, writer.broker_id, writer.broker_epoch, extent.sequence))
+        return object_key(extent, writer, topic_id=ref.topic_id, partition=ref.partition)
 
     async def close(self) -> None:
         """Give up what is being asked."""

@@ -5,8 +5,9 @@ round. Each marker is an object of its own (I3); the highest count is the one th
 epochs.
 """
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
 
 from tidelog.errors import ObjectExists, ObjectNotFound, TimeTravel
@@ -20,6 +21,8 @@ _MOST_BYTES = 4096
 """A marker is far smaller; whatever else lies there is not read as a whole."""
 _KEPT = 3
 """Older markers are deleted when a new one is written, but for these."""
+_LISTED_AT_ONCE = 16
+"""Requests that a starting broker has on their way at the same time."""
 _LOOKS = 5
 """How often a marker may be deleted under whoever reads it."""
 
@@ -95,25 +98,46 @@ async def renew(bucket: ObjectStore, ask: Ask) -> Marker:
     return marker
 
 
-async def check_epochs(bucket: ObjectStore, ask: Ask) -> None:
+async def check_epochs(bucket: ObjectStore, ask: Ask, known_ids: Iterable[str] = ()) -> None:
     """Raise TimeTravel where the bucket holds an intake segment of an epoch that the metadata store has not given out.
 
-    Costs two or three requests for each broker id that has segments. Epochs that are given out meanwhile are none of these:
-    the store is asked again before anything is said.
+    Costs one request for each broker id that the store knows, several of which go at the same time, and two or three for
+    each other one that has segments. Epochs that are given out meanwhile are none of these: the store is asked again before
+    anything is said.
     """
     given_below = (await ask()).next_broker_epoch
-    after = ""
-    while (first := await _first(bucket, "intake/", after)) is not None:
-        folder = first[: first.index("/", len("intake/")) + 1]
-        found = await _first(bucket, folder, f"{folder}{given_below:010}")
-        key = None if found is None else parse_key(found)
-        if isinstance(key, IntakeKey) and key.broker_epoch >= (await ask()).next_broker_epoch:
-            raise TimeTravel(
-                f"this metadata store has given out broker epochs below {given_below}, but the bucket holds {found!r}: it was restored"
-                " from an older copy, or is another bucket's. Nothing was written; bring back the newer database, or rebuild it"
-                " from the bucket"
-            )
-        after = f"{folder}~"  # sorts after all keys of the folder
+    known = [f"intake/{broker_id}/" for broker_id in sorted(set(known_ids))]
+    turns = asyncio.Semaphore(_LISTED_AT_ONCE)
+
+    def newer(folder: str) -> str:
+        return f"{folder}{given_below:010}"
+
+    async def look(start: str) -> None:
+        """Look at what follows the epochs of a known folder that were given out, up to the next known one."""
+        after = newer(start) if start else ""
+        while (found := await _first(bucket, "intake/", after)) is not None:
+            folder = found[: found.find("/", len("intake/")) + 1]
+            if not folder:  # no broker's
+                after = found
+                continue
+            if folder != start and folder in known:
+                return  # what lies there, another look finds
+            key = parse_key(found)
+            if isinstance(key, IntakeKey) and key.broker_epoch >= given_below and key.broker_epoch >= (await ask()).next_broker_epoch:
+                raise TimeTravel(
+                    f"this metadata store has given out broker epochs below {given_below}, but the bucket holds {found!r}: it was restored"
+                    " from an older copy, or is another bucket's. Nothing was written; bring back the newer database, or rebuild it"
+                    " from the bucket"
+                )
+            after = f"{folder}~" if after.startswith(folder) else newer(folder)  # "~" sorts after all keys of a folder
+
+    async def take_turn(start: str) -> None:
+        async with turns:
+            await look(start)
+
+    for outcome in await asyncio.gather(*(take_turn(start) for start in ("", *known)), return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 async def _first(bucket: ObjectStore, prefix: str, start_after: str) -> str | None:

@@ -4,7 +4,7 @@ An extent that is no longer read moves to `released_extents` and its segment is 
 answer to a late retry stays until the object goes (I5), and the cleaner learns where to look (I7).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tidelog.errors import Fenced, UnknownPartition
@@ -60,6 +60,16 @@ class ExtentsRead:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpiredExtents:
+    """Extents below the log start, and all that the names of their objects are made of."""
+
+    extents: tuple[Extent, ...]
+    places: Mapping[int, tuple[str, int]]
+    """Of each partition id its topic's id, and its number there."""
+    writers: tuple[Writer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReleasedSource:
     """An extent that is to give way, and its segment's key."""
 
@@ -73,6 +83,10 @@ _COLUMNS = (
     "partition_id, base_offset, next_offset, broker_epoch, sequence, position, length, record_count, level, max_timestamp_ms,"
     " commit_time_ms, leader_epoch"
 )
+_WHICH: dict[str, ColumnType] = dict.fromkeys(
+    ("partition_id", "base_offset", "next_offset", "broker_epoch", "sequence", "position"), "bigint"
+)
+"""What makes an extent the very one that was read."""
 _OF_E = ", ".join(f"e.{column.strip()}" for column in _COLUMNS.split(","))
 
 
@@ -189,7 +203,8 @@ def offset_for_time(tx: Transaction, *, partition_id: int, timestamp_ms: int) ->
 def retention_point(tx: Transaction, *, partition_id: int, committed_before_ms: int | None, keep_bytes: int | None) -> int:
     """Return the log start that retention asks for: extents before it were committed too long ago, or are beyond the size.
 
-    Whole extents only; never lower than the present log start. Raises UnknownPartition.
+    Whole extents only, and by size no extent without which less than `keep_bytes` would be left: else one large merged
+    extent could take all there is with it. Never lower than the present log start. Raises UnknownPartition.
     """
     rows = tx.rows("SELECT log_start_offset, next_offset FROM partitions WHERE partition_id = :partition_id", partition_id=partition_id)
     if not rows:
@@ -209,8 +224,8 @@ def retention_point(tx: Transaction, *, partition_id: int, committed_before_ms: 
     if keep_bytes is not None:
         (row,) = tx.rows(
             "SELECT coalesce(min(s.base_offset), :end) AS keep FROM (SELECT base_offset,"
-            " sum(length) OVER (ORDER BY base_offset DESC) AS kept FROM extents WHERE partition_id = :partition_id) s"
-            " WHERE s.kept <= :bytes",
+            " sum(length) OVER (ORDER BY base_offset DESC) - length AS newer FROM extents WHERE partition_id = :partition_id) s"
+            " WHERE s.newer < :bytes",
             partition_id=partition_id,
             end=partition.next_offset,
             bytes=keep_bytes,
@@ -235,29 +250,48 @@ def advance_log_start(tx: Transaction, *, partition_id: int, leader_epoch: int, 
     return log_start
 
 
-def expired_extents(tx: Transaction, *, partition_id: int, limit: int) -> tuple[Extent, ...]:
-    """Return up to `limit` extents that lie wholly below the log start."""
+def expired_extents(tx: Transaction, *, partition_ids: Sequence[int], limit: int) -> ExpiredExtents:
+    """Return up to `limit` extents of these partitions that lie wholly below the log start."""
     rows = tx.rows(
-        f"SELECT {_OF_E} FROM extents e JOIN partitions p ON p.partition_id = e.partition_id"
-        " WHERE e.partition_id = :partition_id AND e.next_offset <= p.log_start_offset ORDER BY e.base_offset LIMIT :most",
-        partition_id=partition_id,
+        f"SELECT {_OF_E} FROM " + tx.recordset("partitions", "r", partition_id="bigint") + " JOIN partitions p"
+        " ON p.partition_id = r.partition_id JOIN extents e ON e.partition_id = p.partition_id AND e.base_offset < p.log_start_offset"
+        " WHERE e.next_offset <= p.log_start_offset ORDER BY e.partition_id, e.base_offset LIMIT :most",
+        partitions=[[partition_id] for partition_id in partition_ids],
         most=limit,
     )
-    return tuple(Extent(*row) for row in rows)
+    extents = tuple(Extent(*row) for row in rows)
+    if not extents:
+        return ExpiredExtents((), {}, ())
+    places = tx.rows(
+        "SELECT partition_id, topic_id, partition FROM partitions WHERE partition_id IN (SELECT r.partition_id FROM "
+        + tx.recordset("found", "r", partition_id="bigint")
+        + ")",
+        found=[[partition_id] for partition_id in sorted({extent.partition_id for extent in extents})],
+    )
+    return ExpiredExtents(
+        extents,
+        {row.partition_id: (row.topic_id, row.partition) for row in places},
+        writers(tx, broker_epochs={extent.broker_epoch for extent in extents}),
+    )
 
 
-def release_expired(tx: Transaction, *, broker_epoch: int, partition_id: int, sources: Sequence[ReleasedSource]) -> int:
-    """Release extents below the log start; return how many there were. Anyone may: the log start decides.
+def release_expired(tx: Transaction, *, broker_epoch: int, sources: Sequence[ReleasedSource]) -> int:
+    """Release extents below the log start, of any partitions; return how many there were. Anyone may: the log start decides.
 
     Extents that are not there any more, or that reach beyond the log start, stay as they are. `broker_epoch` is the
     caller's own, whose count of commits this raises: the objects may go now, which an older copy of the store does not
     know (I11).
     """
     partitions = tx.rows(
-        "SELECT log_start_offset FROM partitions WHERE partition_id = :partition_id" + tx.for_update(), partition_id=partition_id
+        "SELECT partition_id, log_start_offset FROM partitions WHERE partition_id IN (SELECT r.partition_id FROM "
+        + tx.recordset("partitions", "r", partition_id="bigint")
+        + ") ORDER BY partition_id"
+        + tx.for_update(),
+        partitions=[[partition_id] for partition_id in sorted({source.extent.partition_id for source in sources})],
     )
-    below = [source for source in sources for partition in partitions if source.extent.next_offset <= partition.log_start_offset]
-    return _release(tx, partition_id, below, by=broker_epoch)
+    log_starts = {row.partition_id: row.log_start_offset for row in partitions}
+    below = [source for source in sources if source.extent.next_offset <= log_starts.get(source.extent.partition_id, -1)]
+    return _release(tx, below, by=broker_epoch)
 
 
 def swap(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Sequence[ReleasedSource], merged: Extent) -> bool:
@@ -293,7 +327,7 @@ def swap(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Sequ
     )
     if {Extent(*row) for row in found} != expected:
         return False
-    _release(tx, partition_id, sources, by=merged.broker_epoch)
+    _release(tx, sources, by=merged.broker_epoch)
     values = ", ".join(f":{column.strip()}" for column in _COLUMNS.split(","))
     tx.execute(
         f"INSERT INTO extents ({_COLUMNS}) VALUES ({values})",
@@ -318,25 +352,21 @@ def _present(tx: Transaction, extent: Extent) -> bool:
     return any(old.position == extent.position for old in find_extents(tx, segments=[segment]))
 
 
-def _release(tx: Transaction, partition_id: int, sources: Sequence[ReleasedSource], *, by: int) -> int:
-    """Move extents of one locked partition out of sight and note their segments; return how many were moved.
+def _release(tx: Transaction, sources: Sequence[ReleasedSource], *, by: int) -> int:
+    """Move extents of locked partitions out of sight and note their segments; return how many were moved.
 
     A source is moved only where it is the very extent that is there: a merged one may begin at the same offset.
     """
-    keys = {(s.extent.base_offset, s.extent.next_offset, s.extent.broker_epoch, s.extent.sequence, s.extent.position): s for s in sources}
+    keys = {tuple(getattr(source.extent, column) for column in _WHICH): source for source in sources}
     if not keys:
         return 0
     gone = tx.rows(
-        "DELETE FROM extents WHERE partition_id = :partition_id AND (base_offset, next_offset, broker_epoch, sequence, position) IN"
-        " (SELECT r.base_offset, r.next_offset, r.broker_epoch, r.sequence, r.position FROM "
-        + tx.recordset(
-            "sources", "r", base_offset="bigint", next_offset="bigint", broker_epoch="bigint", sequence="bigint", position="bigint"
-        )
+        f"DELETE FROM extents WHERE ({', '.join(_WHICH)}) IN (SELECT {', '.join('r.' + column for column in _WHICH)} FROM "
+        + tx.recordset("sources", "r", **_WHICH)
         + f") RETURNING {_COLUMNS}",
-        partition_id=partition_id,
         sources=sorted(keys),
     )
-    moved = [keys[row.base_offset, row.next_offset, row.broker_epoch, row.sequence, row.position] for row in gone]
+    moved = [keys[tuple(getattr(row, column) for column in _WHICH)] for row in gone]
     if not moved:
         return 0
     columns: dict[str, ColumnType] = {column.strip(): "bigint" for column in _COLUMNS.split(",")}

@@ -87,6 +87,11 @@ def cluster_state(tx: Transaction) -> ClusterState:
     return ClusterState(*row)
 
 
+def broker_ids(tx: Transaction) -> tuple[str, ...]:
+    """Return the ids of all brokers that may have written."""
+    return tuple(row.broker_id for row in tx.rows("SELECT DISTINCT broker_id FROM writers ORDER BY broker_id"))
+
+
 def register(tx: Transaction, *, broker_id: str, incarnation: str, zone: str, address: str, peer_address: str, ttl_ms: int) -> Registration:
     """Begin a broker epoch that was never given before (I6).
 

@@ -1,0 +1,106 @@
+"""What topics keep, and the end of topics that are deleted.
+
+The log start moves first, in the way of a leader; extents below it are released later, by anyone (`extents`).
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from tidelog.errors import Fenced, UnknownPartition
+from tidelog.metadata.extents import advance_log_start, retention_point
+from tidelog.metadata.store import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a partition keeps, asked by its leader. -1 stands for no limit."""
+
+    partition_id: int
+    leader_epoch: int
+    retention_ms: int
+    """Counted from the commit, by the metadata store's clock."""
+    retention_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedTopic:
+    """A deleted topic whose rows are still there."""
+
+    topic_id: str
+    partition_ids: tuple[int, ...]
+
+
+def apply_retention(tx: Transaction, *, rules: Sequence[Rule]) -> dict[int, int]:
+    """Move log starts forward as the rules ask, each for itself; return where they are now, by partition id.
+
+    Partitions that are not led in the leader epoch of their rule are left alone, and out. Most partitions have nothing to
+    give at any moment: one statement finds those that do.
+    """
+    now = tx.now_ms()
+    by_id = {rule.partition_id: rule for rule in rules}
+    rows = tx.rows(
+        "SELECT p.partition_id, p.log_start_offset,"
+        # The oldest extent that is kept tells whether any is too old.
+        " CASE WHEN r.before > 0 AND coalesce((SELECT e.commit_time_ms FROM extents e WHERE e.partition_id = p.partition_id"
+        "  AND e.next_offset > p.log_start_offset ORDER BY e.base_offset LIMIT 1), r.before) < r.before THEN 1"
+        "  WHEN r.bytes >= 0 AND coalesce((SELECT sum(e.length) FROM extents e WHERE e.partition_id = p.partition_id"
+        "  AND e.next_offset > p.log_start_offset), 0) > r.bytes THEN 1 ELSE 0 END AS due FROM "
+        + tx.recordset("rules", "r", partition_id="bigint", leader_epoch="bigint", before="bigint", bytes="bigint")
+        + " JOIN partitions p ON p.partition_id = r.partition_id AND p.leader_epoch = r.leader_epoch ORDER BY p.partition_id",
+        rules=[
+            (rule.partition_id, rule.leader_epoch, now - rule.retention_ms if rule.retention_ms >= 0 else 0, rule.retention_bytes)
+            for rule in rules
+        ],
+    )
+    starts: dict[int, int] = {row.partition_id: row.log_start_offset for row in rows}
+    points: dict[int, int] = {}
+    for row in rows:
+        if row.due:
+            rule = by_id[row.partition_id]
+            with suppress(UnknownPartition):
+                points[rule.partition_id] = retention_point(
+                    tx,
+                    partition_id=rule.partition_id,
+                    committed_before_ms=now - rule.retention_ms if rule.retention_ms >= 0 else None,
+                    keep_bytes=rule.retention_bytes if rule.retention_bytes >= 0 else None,
+                )
+    for partition_id, point in points.items():  # in the order of locks; nothing is locked before all is known
+        if point > starts[partition_id]:
+            try:
+                starts[partition_id] = advance_log_start(
+                    tx, partition_id=partition_id, leader_epoch=by_id[partition_id].leader_epoch, to=point
+                )
+            except Fenced:  # leadership has passed meanwhile: its new leader does it
+                del starts[partition_id]
+    return starts
+
+
+def deleted_topics(tx: Transaction, *, limit: int) -> tuple[DeletedTopic, ...]:
+    """Return up to `limit` deleted topics whose rows are still there."""
+    topics = tx.rows("SELECT topic_id FROM topics WHERE deleted ORDER BY changed_version LIMIT :most", most=limit)
+    if not topics:
+        return ()
+    partitions: dict[str, list[int]] = {row.topic_id: [] for row in topics}
+    for row in tx.rows(
+        "SELECT topic_id, partition_id FROM partitions WHERE topic_id IN (SELECT r.topic_id FROM "
+        + tx.recordset("topics", "r", topic_id="text")
+        + ") ORDER BY partition_id",
+        topics=[[row.topic_id] for row in topics],
+    ):
+        partitions[row.topic_id].append(row.partition_id)
+    return tuple(DeletedTopic(topic_id, tuple(ids)) for topic_id, ids in partitions.items())
+
+
+def strip_deleted_topic(tx: Transaction, *, topic_id: str, limit: int) -> int:
+    """Remove up to `limit` rows of producers of a deleted topic; return how many there were: `drop_deleted_topic` takes all at once."""
+    gone = tx.delete(
+        "producers",
+        "(partition_id, producer_id) IN (SELECT s.partition_id, s.producer_id FROM producers s JOIN partitions p"
+        " ON p.partition_id = s.partition_id JOIN topics t ON t.topic_id = p.topic_id"
+        " WHERE p.topic_id = :topic_id AND t.deleted LIMIT :most)",
+        key="partition_id, producer_id",
+        topic_id=topic_id,
+        most=limit,
+    )
+    return len(gone)
