@@ -22,17 +22,37 @@ from struct import Struct
 from typing import Any
 
 import pytest
-from tidelog.broker import broker, decisions, intake, leadership, ledger, membership, outbox, reader, runs, uploads
+from tidelog.broker import (
+    broker,
+    cleaner,
+    decisions,
+    intake,
+    leadership,
+    ledger,
+    marker,
+    membership,
+    outbox,
+    reader,
+    retention,
+    runs,
+    uploads,
+)
+from tidelog.broker.cleaner import Cleaner
 from tidelog.broker.decisions import PartitionState
 from tidelog.broker.feed import Followed
 from tidelog.broker.ledger import Ledger
+from tidelog.broker.quarantine import Quarantine
 from tidelog.broker.references import Accepted, CommittedExtents
 from tidelog.broker.requests import Bound, OffsetFound
 from tidelog.errors import BrokerIdTaken, CorruptBatch, Fenced, OutcomeUnknown, StoreOutcomeUnknown, TimedOut
+from tidelog.metadata import cleaning as cleaning_verbs
 from tidelog.metadata import commits
 from tidelog.metadata import leadership as leadership_verbs
 from tidelog.metadata import membership as membership_verbs
+from tidelog.metadata import retention as retention_verbs
 from tidelog.metadata.commits import Committed
+from tidelog.metadata.extents import ReleasedSource, expired_extents, release_expired, retention_point
+from tidelog.metadata.marks import final_segments
 from tidelog.metadata.store import Transaction
 from tidelog.records.batch import BatchHeader, batch_end
 from tidelog.segments.format import Origin, encode_intake
@@ -723,6 +743,123 @@ def _(patch: Patch) -> None:
 
     anywhere.__name__ = "advance_log_start"
     patch.setattr(broker, "advance_log_start", anywhere)
+
+
+# ---- retention and cleaning
+
+
+def _named(name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
+    verb.__name__ = name
+    return verb
+
+
+@mutant("the cleaner goes by age alone", breaks="I7", within=40)
+def _(patch: Patch) -> None:
+    patch.setattr(cleaner, "orphans", _named("orphans", lambda tx, segments: frozenset(segments)))
+
+
+@mutant("what was released is deleted whoever may still commit or read it", breaks="I7", within=40)
+def _(patch: Patch) -> None:
+    def reckless(tx: Transaction, *, notes: Any) -> Any:
+        return cleaning_verbs.Verdict(frozenset((note.broker_epoch, note.sequence) for note in notes), frozenset())
+
+    patch.setattr(cleaner, "condemn", _named("condemn", reckless))
+
+
+@mutant("the cleaner looks at extents first, then at their writers", breaks="I7", within=100, mood="hostile")
+def _(patch: Patch) -> None:
+    tables = ("extents", "released_extents", "released_segments")
+
+    async def backwards(self: Cleaner, candidates: Any) -> None:
+        wanted = sorted({(each.broker_epoch, each.sequence) for each in candidates})
+        known = await self._store.run(cleaning_verbs._with_rows, tables, wanted)
+        final = await self._store.run(final_segments, segments=wanted)
+        self._orphans += [each for each in candidates if (each.broker_epoch, each.sequence) in final - known]
+
+    patch.setattr(Cleaner, "_look_for_orphans", backwards)
+
+
+@mutant("what was released is deleted without the readers' grace", breaks="I7", within=40)
+def _(patch: Patch) -> None:
+    released = cleaning_verbs.released_segments
+    patch.setattr(
+        cleaner, "released_segments", _named("released_segments", lambda tx, *, grace_ms, **asked: released(tx, grace_ms=0, **asked))
+    )
+
+
+@mutant("a segment is condemned although it was released again", breaks="I7", within=100, mood="hostile")
+def _(patch: Patch) -> None:
+    condemn = cleaning_verbs.condemn
+
+    def careless(tx: Transaction, *, notes: Any) -> Any:
+        now = {(row.broker_epoch, row.sequence): row.released_at_ms for row in tx.rows("SELECT * FROM released_segments")}
+        found = [replace(note, released_at_ms=now.get((note.broker_epoch, note.sequence), note.released_at_ms)) for note in notes]
+        return condemn(tx, notes=found)
+
+    patch.setattr(cleaner, "condemn", _named("condemn", careless))
+
+
+@mutant("the cleaner renews no marker", breaks="I11", within=3)
+def _(patch: Patch) -> None:
+    async def nothing(*_: object) -> None: ...
+
+    patch.setattr(cleaner, "renew", nothing)
+
+
+@mutant("the cleaner renews the marker before it reads what was released", breaks="I11", within=100, mood="hostile")
+def _(patch: Patch) -> None:
+    clean, renew = Cleaner.clean, marker.renew
+
+    async def early(self: Cleaner) -> bool:
+        await renew(self._bucket, self._cluster_state)
+        return await clean(self)
+
+    async def nothing(*_: object) -> None: ...
+
+    patch.setattr(Cleaner, "clean", early)
+    patch.setattr(cleaner, "renew", nothing)
+
+
+@mutant("extents are released before the log start has moved", breaks="retention", within=40)
+def _(patch: Patch) -> None:
+    apply = retention_verbs.apply_retention
+
+    def hasty(tx: Transaction, *, rules: Any) -> Any:
+        points = {}
+        for rule in rules:
+            keep_bytes = rule.retention_bytes if rule.retention_bytes >= 0 else None
+            point = retention_point(tx, partition_id=rule.partition_id, committed_before_ms=None, keep_bytes=keep_bytes)
+            [row] = tx.rows("SELECT log_start_offset AS at FROM partitions WHERE partition_id = :id", id=rule.partition_id)
+            if point > row.at:
+                points[rule.partition_id] = row.at
+                tx.execute("UPDATE partitions SET log_start_offset = :to WHERE partition_id = :id", to=point, id=rule.partition_id)
+        found = expired_extents(tx, partition_ids=sorted(points), limit=100)
+        release_expired(tx, broker_epoch=found.extents[0].broker_epoch if found.extents else 0,
+                        sources=[ReleasedSource(extent, "intake/x/0000000001/x") for extent in found.extents])  # fmt: skip
+        for partition_id, before in points.items():
+            tx.execute("UPDATE partitions SET log_start_offset = :to WHERE partition_id = :id", to=before, id=partition_id)
+        return {} if points else apply(tx, rules=rules)
+
+    patch.setattr(retention, "apply_retention", _named("release_expired", hasty))
+
+
+@mutant("whoever asks for what is not kept any more is served", breaks="retention", within=40)
+def _(patch: Patch) -> None:
+    async def anything(self: reader.PartitionCursor, found: Any, offset: int) -> None: ...
+
+    patch.setattr(reader.PartitionCursor, "_check_range", anything)
+
+
+@mutant("what could not be deleted is never tried again", breaks="liveness", within=100)
+def _(patch: Patch) -> None:
+    patch.setattr(Quarantine, "holds", lambda self, item: item in self._failures)
+
+
+@mutant("deleted topics are left as they are", breaks="liveness", within=40)
+def _(patch: Patch) -> None:
+    async def nothing(self: retention.DeletedTopics) -> None: ...
+
+    patch.setattr(retention.DeletedTopics, "work", nothing)
 
 
 # ---- running them

@@ -16,6 +16,12 @@ _METRICS = {
     "tidelog_references_repeated_total": ("",),
     "tidelog_transfers_total": ("",),
     "tidelog_fenced_total": ("",),
+    "tidelog_retention_passes_total": ("done", "failed"),
+    "tidelog_log_starts_moved_total": ("",),
+    "tidelog_extents_released_total": ("",),
+    "tidelog_cleaner_rounds_total": ("cleaned", "nothing", "failed"),
+    "tidelog_deletions_refused_total": ("",),
+    "tidelog_orphan_scans_total": ("",),
 }
 _READS = ("memory_hits", "memory_misses", "block_hits", "block_misses", "blocks_ahead", "look_ups", "failed_polls", "feeds_broken",
           "news_gaps", "corrupt_reads")  # fmt: skip
@@ -29,6 +35,9 @@ SOMETIMES = (
     *("register: new", "register: again", "register: BrokerIdTaken", "renew_lease: Fenced", "report_resolved: Fenced"),
     *("end_expired_epochs: some", "end_expired_epochs: none", "take_over: taken", "take_over: Fenced", "transfer: some", "transfer: none",
       "transfer: Fenced", "expire_producers: some", "advance_log_start: Fenced"),
+    *("acquire_cleaner: held", "acquire_cleaner: not held", "condemn: some", "condemn: none", "orphans: some", "orphans: none",
+      "forget_writers: some", "forget_writers: none", "drop_deleted_topic: some"),
+    *("object deleted: released", "object deleted: orphan", "read out of range", "doomed topic deleted", "all drained"),
     *("commit: committed", "commit: committed before", "commit: not leader", "commit: writer ended", "commit: sequence resolved"),
     *("find_references: found", "find_references: over", "find_references: open"),
     *(f"{metric} {value}".strip() for metric, values in _METRICS.items() for value in values),

@@ -56,6 +56,8 @@ class Cleaner:
         self._renew_at = 0.0
         self._failing = False
         self._after = _BEGINNING
+        self._more = False
+        """More has been released than one round takes."""
         self._orphans: list[Candidate] = []
         """Found, but not deleted yet."""
 
@@ -63,15 +65,18 @@ class Cleaner:
         """Clean, whenever this broker's turn has come, until cancelled. Raises TimeTravel: then nothing was deleted."""
         try:
             while True:
-                await asyncio.sleep(self._settings.cleaner_interval_ms / 1000 * self._chance.uniform(0.8, 1.2))
+                if not self._more:
+                    await asyncio.sleep(self._settings.cleaner_interval_ms / 1000 * self._chance.uniform(0.8, 1.2))
                 await self._turn()
         finally:
             self._metrics.cleaner_lease.set(0)
 
     async def _turn(self) -> None:
+        self._more = False
         try:
             if await self._hold():
                 cleaned = await self.clean()
+                self._more = cleaned and self._after != _BEGINNING
                 self._metrics.cleaner_rounds["cleaned" if cleaned else "nothing"].inc()
                 self._failing = False
         except TimeTravel as error:
@@ -92,14 +97,14 @@ class Cleaner:
         await self._look_at_backlog()
         notes = await self._candidates()
         if self._settings.orphan_cleaning and not self._orphans:
-            await self._in_steps(await self._scan.look(), self._look_for_orphans)
+            await self._in_parts(await self._scan.look(), self._look_for_orphans)
         doomed = [each for each in self._orphans if not self._quarantine.holds(each.key)]
         if not notes and not doomed:
             return False
         # I11: after the candidates were read, so that it covers their releases; and before anything goes.
         await renew(self._bucket, self._cluster_state)
-        await self._in_steps(notes, self._clean_released)
-        await self._in_steps(doomed, self._delete_orphans)
+        await self._in_parts(notes, self._clean_released)
+        await self._in_parts(doomed, self._delete_orphans)
         self._orphans = []
         await self._look_at_backlog()
         return True
@@ -127,17 +132,18 @@ class Cleaner:
         self._after = _place(found[-1]) if len(found) == most else _BEGINNING
         return [note for note in found if not self._quarantine.holds(note.key)]
 
-    async def _in_steps(self, items: Sequence[T], work: Callable[[Sequence[T]], Awaitable[None]]) -> None:
+    async def _in_parts(self, items: Sequence[T], work: Callable[[Sequence[T]], Awaitable[None]]) -> None:
+        """Do work on as many items at a time as fit into a step; end early where another broker has become the cleaner."""
         rest: Iterator[T] = iter(items)
         while some := list(islice(rest, self._steps.size)):
-            async with self._steps.step(len(some)):
-                await work(some)
+            await work(some)
             if self._clock.monotonic() >= self._renew_at and not await self._hold():
                 return
 
     async def _clean_released(self, notes: Sequence[ReleasedSegment]) -> None:
         try:
-            verdict = await self._store.run(condemn, notes=notes)
+            async with self._steps.step(len(notes)):
+                verdict = await self._store.run(condemn, notes=notes)
         except _WEATHER as error:
             if len(notes) == 1:  # it may be the one that cannot be done
                 self._quarantine.failed(notes[0].key, str(error))
@@ -152,7 +158,8 @@ class Cleaner:
         self._metrics.deleted_bytes["released"].inc(sum(verdict.bytes.get((note.broker_epoch, note.sequence), 0) for note in gone))
 
     async def _look_for_orphans(self, candidates: Sequence[Candidate]) -> None:
-        found = await self._store.run(orphans, segments=[(each.broker_epoch, each.sequence) for each in candidates])
+        async with self._steps.step(len(candidates)):
+            found = await self._store.run(orphans, segments=[(each.broker_epoch, each.sequence) for each in candidates])
         self._orphans += [each for each in candidates if (each.broker_epoch, each.sequence) in found]
 
     async def _delete_orphans(self, doomed: Sequence[Candidate]) -> None:

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from tidelog.clock import Clock
 
 _FIRST = 128
+_LEAST = 32
+"""Slowness does not make steps smaller than this: then it is the way to the database that takes long, whatever is done there."""
 _AIM_S = 0.04
 """A transaction that takes longer keeps commits waiting: they need the same rows, or the same disk."""
 
@@ -30,8 +32,8 @@ class Steps:
             self.size = max(1, self.size // 2)
             raise
         took = self._clock.monotonic() - began
-        if took > 2 * _AIM_S:
-            self.size = max(1, self.size // 2)
-        elif took < _AIM_S and items >= self.size:
+        if took > 2 * _AIM_S and self.size > _LEAST:
+            self.size = max(_LEAST, self.size // 2)
+        elif items >= self.size and (took < _AIM_S or self.size < _LEAST):
             self.size = min(self._most, self.size * 2)
         await asyncio.sleep(took)
