@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-SETS = ("records", "segments", "stores", "metadata", "client", "transport", "reading", "consume", "service", "failover")
+SETS = ("records", "segments", "stores", "metadata", "client", "transport", "reading", "consume", "service", "failover", "cleaning")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from tidelog.broker.cleaning_plan import CleaningPlan, PlannedObject
 from tidelog.broker.references import AnswerReceiver, Reference
 from tidelog.broker.requests import Appended, AppendRequest, AtTime, Bound, OffsetFound, Position, Run
 from tidelog.errors import (
@@ -253,6 +254,9 @@ class ListedBroker:
 
     async def drain(self, broker_id: str, *, undo: bool) -> tuple[bool, int]:
         return False, 1
+
+    async def plan_cleaning(self, most: int) -> CleaningPlan:
+        return CleaningPlan((PlannedObject("intake/listed", "orphan", "young", most, 1),), 1, complete=True)
 
     def member(self) -> Broker:
         return Broker("listed", self.broker_epoch, "zone-a", self.address, self.address, draining=False, lease_expires_at_ms=11_000)

@@ -312,6 +312,33 @@ async def test_an_idle_cleaner_asks_the_bucket_for_nothing_but_the_scan(cluster:
     assert bucket.asked == before, "no marker is renewed where nothing is to be deleted"
 
 
+async def test_a_dry_run_says_what_would_go_and_why_and_deletes_nothing(real_cluster: Cluster) -> None:
+    one = await real_cluster.start("one", EAGER.model_copy(update={"cleaning": False, "orphan_age_seconds": 3600, "max_latency_ms": 0}))
+    await one.create_topic("clicks", partitions=1, config=KEEP_ALL)
+    for number in range(4):
+        await append(one, "clicks", b"%d" % number)
+    assert one.life is not None
+    orphan = IntakeKey("one", one.life.identity.broker_epoch, 90, one.life.identity.incarnation)
+    await real_cluster.bucket.put_new(str(orphan), [b"never committed"])
+    assert (await one.plan_cleaning(0)).objects == (), "nothing was released, and the orphan's writer is alive"
+    await one.delete_records("clicks", 0, 2)
+    async with asyncio.timeout(10):
+        while await rows(real_cluster, "released_segments") < 2:
+            await asyncio.sleep(0.02)
+    await real_cluster.kill("one")
+    two = await real_cluster.start("two", IDLE.model_copy(update={"orphan_age_seconds": 3600}))
+    async with asyncio.timeout(10):
+        while len((plan := await two.plan_cleaning(0)).objects) < 3 or plan.objects[0].state == "unresolved":
+            await asyncio.sleep(0.02)
+    assert [(each.reason, each.state) for each in plan.objects] == [("released", "deletable")] * 2 + [("orphan", "young")]
+    assert plan.objects[2].key == str(orphan)
+    assert all(each.bytes > 0 for each in plan.objects)
+    assert (plan.listed, plan.complete) == (5, True)
+    assert not (await two.plan_cleaning(2)).complete
+    assert len(await segments(real_cluster.bucket)) == 5
+    assert await rows(real_cluster, "released_segments") == 2
+
+
 async def test_writers_of_whom_nothing_is_left_are_forgotten_and_their_commits_still_count(cluster: Cluster) -> None:
     one = await cluster.start("one", EAGER)
     await one.create_topic("clicks", partitions=1, config=KEEP_ALL)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import tidelog
@@ -100,6 +101,19 @@ def test_the_brokers_are_shown_and_one_is_drained_and_taken_back() -> None:
         assert done("cluster", "drain", "solo", "--undo", server=address) == "Broker solo serves again.\n"
         assert columns_of(done("cluster", "describe", server=address))[2][-1] == "serving"
         assert "broker 'nobody' was asked to drain, but it is not a member" in refused("cluster", "drain", "nobody", server=address)
+
+
+def test_what_would_be_deleted_is_shown_and_why(tmp_path: Path) -> None:
+    with tidelog.embedded(cleaner_interval_ms=600_000, retention_interval_ms=50) as address:
+        done("topics", "create", "t", server=address)
+        file = tmp_path / "records"
+        file.write_text("a\n")
+        done("produce", "t", "--file", str(file), server=address)
+        assert done("cluster", "clean", "--dry-run", server=address) == "0 objects would be deleted (0 B), 0 wait, of 1 listed.\n"
+        done("topics", "delete", "t", "--yes", server=address)
+        first, *_ = columns_of(done("cluster", "clean", "--dry-run", server=address))
+        assert first[:5] == ["0", "objects", "would", "be", "deleted"], "nobody has released it yet"
+        assert "brokers clean by themselves; with --dry-run" in refused("cluster", "clean", server=address, code=2)
 
 
 def test_a_token_goes_with_every_call_and_a_wrong_one_is_told(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -6,6 +6,7 @@ cover for each other are taken away in pairs. `python -m tests.sim.mutants` runs
 """
 
 import argparse
+import asyncio
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from tidelog.broker import (
     ledger,
     marker,
     membership,
+    orphans,
     outbox,
     reader,
     retention,
@@ -766,17 +768,19 @@ def _(patch: Patch) -> None:
     patch.setattr(cleaner, "condemn", _named("condemn", reckless))
 
 
-@mutant("the cleaner looks at extents first, then at their writers", breaks="I7", within=100, mood="hostile")
+@mutant("the cleaner looks at extents first, and a second later at their writers", breaks="I7", within=100, mood="hostile")
 def _(patch: Patch) -> None:
     tables = ("extents", "released_extents", "released_segments")
 
     async def backwards(self: Cleaner, candidates: Any) -> None:
         wanted = sorted({(each.broker_epoch, each.sequence) for each in candidates})
         known = await self._store.run(cleaning_verbs._with_rows, tables, wanted)
+        await asyncio.sleep(1)
         final = await self._store.run(final_segments, segments=wanted)
         self._orphans += [each for each in candidates if (each.broker_epoch, each.sequence) in final - known]
 
     patch.setattr(Cleaner, "_look_for_orphans", backwards)
+    patch.setattr(orphans, "WHOLE_EVERY", 1)
 
 
 @mutant("what was released is deleted without the readers' grace", breaks="I7", within=40)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 from tidelog.broker.cache import ReadStats
 from tidelog.broker.catalog import Catalog
+from tidelog.broker.cleaning_plan import CleaningPlan, plan_cleaning
 from tidelog.broker.feed import Feed, FeedHub, HubSession, NewsReceiver
 from tidelog.broker.intake import Budget, append_result
 from tidelog.broker.ledger import LedgerSession
@@ -402,6 +403,17 @@ class Broker:
         epochs = [broker.broker_epoch for broker in (await self.membership()).brokers if broker.broker_id == broker_id]
         left = sum(counts.get(epoch, 0) for epoch in epochs)
         return left == 0 and not undo, left
+
+    async def plan_cleaning(self, most: int) -> CleaningPlan:
+        """Say what a cleaner would delete now, and why, looking at up to `most` objects; 0: `cleaner_listed_objects`, the limit."""
+        return await plan_cleaning(
+            store=self._store,
+            bucket=self._bucket,
+            clock=self._clock,
+            grace_ms=self._settings.reader_grace_ms,
+            orphan_age_ms=self._settings.orphan_age_seconds * 1000,
+            most=min(most or self._settings.cleaner_listed_objects, self._settings.cleaner_listed_objects),
+        )
 
     @property
     def intake_bytes(self) -> int:

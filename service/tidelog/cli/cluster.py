@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidelog.cli.quantities import counted
+from tidelog.cli.quantities import counted, shown_bytes
 from tidelog.cli.session import Format, Output, client_command, run, screen, show_json, show_table
 
 if TYPE_CHECKING:
     from tidelog.client.admin import BrokerDescription
     from tidelog.client.client import Log
 
-app = typer.Typer(help="Look at the brokers, and drain one.", no_args_is_help=True)
+app = typer.Typer(help="Look at the brokers, drain one, and see what would be deleted.", no_args_is_help=True)
 
 BROKER_COLUMNS = {
     "broker": "left", "address": "left", "zone": "left", "epoch": "right", "lease": "right", "leads": "right", "state": "left",
@@ -66,5 +66,41 @@ def drain(
             typer.echo(f"Broker {broker} is drained: it leads nothing and can be stopped.")
         else:
             typer.echo(f"Broker {broker} is draining: {counted(led, 'partition')} still to hand over.")
+
+    run(work)
+
+
+PLAN_COLUMNS = {"object": "left", "reason": "left", "state": "left", "size": "right", "age": "right"}
+
+
+@app.command()
+@client_command
+def clean(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be deleted; needed: deleting is the brokers' own work.")
+    ] = False,
+    max_objects: Annotated[int, typer.Option(metavar="COUNT", min=0, help="Objects to look at; 0: as many as the broker allows.")] = 0,
+    output: Output = Format.TEXT,
+) -> None:
+    """Show what the cleaner would delete now, and why.
+
+    Objects whose records are all merged or expired, and orphans: segments that no row of the metadata knows. Nothing is deleted.
+    """
+    if not dry_run:
+        raise typer.BadParameter("brokers clean by themselves; with --dry-run this shows what they would delete")
+
+    async def work(log: "Log") -> None:
+        plan = await log.admin.plan_cleaning(max_objects=max_objects)
+        if output is Format.JSON:
+            show_json(asdict(plan))
+            return
+        goes = [each for each in plan.objects if each.state == "deletable"]
+        size = shown_bytes(sum(each.bytes for each in goes))
+        waiting = len(plan.objects) - len(goes)
+        rest = "" if plan.complete else "; there are more than were looked at"
+        typer.echo(f"{counted(len(goes), 'object')} would be deleted ({size}), {waiting} wait, of {plan.listed} listed{rest}.")
+        if plan.objects:
+            rows = [(each.key, each.reason, each.state, shown_bytes(each.bytes), f"{each.age_ms / 1000:.0f} s") for each in plan.objects]
+            show_table(PLAN_COLUMNS, rows)
 
     run(work)

@@ -59,6 +59,30 @@ class BrokerDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedObject:
+    """An object that the cleaner has in mind."""
+
+    key: str
+    reason: str
+    """released: all its records are merged or expired; orphan: no row knows it."""
+    state: str
+    """deletable; or why not yet: grace, unresolved, referenced, young."""
+    bytes: int
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CleaningPlan:
+    """What the cleaner would do."""
+
+    objects: tuple[PlannedObject, ...]
+    listed: int
+    """Objects of the bucket that were looked at."""
+    complete: bool
+    """These are all there are."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterDescription:
     """The cluster as it is now."""
 
@@ -190,6 +214,15 @@ class Admin:
             for broker in told.brokers
         )  # fmt: skip
         return ClusterDescription(told.cluster_id, told.format_version, told.membership_version, brokers)
+
+    async def plan_cleaning(self, *, max_objects: int = 0) -> CleaningPlan:
+        """Return what the cleaner would delete now, and why; nothing is deleted. 0 stands for the broker's own limit."""
+        _check_count("max_objects", max_objects)
+        with wire.checked():
+            request = pb.PlanCleaningRequest(max_objects=max_objects)
+        plan = await self._brokers.call(lambda broker: broker.admin.PlanCleaning, request)
+        objects = tuple(PlannedObject(each.key, each.reason, each.state, each.bytes, each.age_ms) for each in plan.objects)
+        return CleaningPlan(objects, plan.listed, plan.complete)
 
     async def drain(self, broker_id: str, *, undo: bool = False) -> tuple[bool, int]:
         """Have a broker hand over what it leads and take nothing new; return whether it is done, and what is left to hand over.

@@ -6,6 +6,7 @@ later statement that sees all that was committed until then, that no live extent
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tidelog.errors import TimeTravel
 from tidelog.metadata.marks import final_segments
@@ -41,6 +42,22 @@ class Backlog:
     segments: int
     oldest_ms: int
     """Since when the one that waits longest does; 0 where none does."""
+
+
+ReviewState = Literal["deletable", "grace", "unresolved", "referenced"]
+"""May go; waits for the readers' grace; its writer may still have it committed; other extents refer to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """What a cleaner would do with a released segment, and why."""
+
+    key: str
+    state: ReviewState
+    bytes: int
+    """Of its released extents, where it may go."""
+    age_ms: int
+    """Since its last release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +110,26 @@ def backlog(tx: Transaction) -> Backlog:
     """Return how many segments wait for the cleaner, and for how long."""
     (row,) = tx.rows("SELECT count(*) AS segments, coalesce(min(released_at_ms), 0) AS oldest FROM released_segments")
     return Backlog(row.segments, max(0, tx.now_ms() - row.oldest) if row.segments else 0)
+
+
+def review(tx: Transaction, *, grace_ms: int, limit: int) -> tuple[Reviewed, ...]:
+    """Say of up to `limit` released segments, the oldest first, what a cleaner would do with them now. Changes nothing."""
+    now = tx.now_ms()
+    notes = released_segments(tx, grace_ms=0, limit=limit)
+    verdict = judge(tx, segments=[(note.broker_epoch, note.sequence) for note in notes])
+    found = []
+    for note in notes:
+        segment = (note.broker_epoch, note.sequence)
+        age_ms = now - note.released_at_ms
+        state: ReviewState = "deletable"
+        if segment in verdict.referenced:
+            state = "referenced"
+        elif segment not in verdict.condemned:
+            state = "unresolved"
+        elif age_ms < grace_ms:
+            state = "grace"
+        found.append(Reviewed(note.key, state, verdict.bytes.get(segment, 0), age_ms))
+    return tuple(found)
 
 
 def judge(tx: Transaction, *, segments: Iterable[tuple[int, int]]) -> Verdict:

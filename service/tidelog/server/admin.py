@@ -104,6 +104,20 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         drained, led_partitions = await self._broker.drain(request.broker_id, undo=request.undo)
         return admin_pb2.DrainBrokerResponse(drained=drained, led_partitions=led_partitions)
 
+    async def PlanCleaning(  # noqa: N802
+        self, request: admin_pb2.PlanCleaningRequest, _context: _Context
+    ) -> admin_pb2.PlanCleaningResponse:
+        """Say what the cleaner would delete now."""
+        caller().check_operator()
+        plan = await self._broker.plan_cleaning(request.max_objects)
+        objects = [
+            admin_pb2.PlanCleaningResponse.Object(
+                key=each.key, reason=each.reason, state=each.state, bytes=each.bytes, age_ms=max(0, each.age_ms)
+            )
+            for each in plan.objects
+        ]
+        return admin_pb2.PlanCleaningResponse(objects=objects, listed=plan.listed, complete=plan.complete)
+
     async def ListGroups(self, _request: object, _context: _Context) -> None:  # noqa: N802
         """Refuse: groups are not served yet."""
         raise _no_groups()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from tidelog.broker.cleaning_plan import CleaningPlan
 from tidelog.broker.references import AnswerReceiver, CommittedExtents, Reference
 from tidelog.broker.requests import Appended, AppendRequest, OffsetFound, Position, Run
 from tidelog.metadata.membership import Broker as Member
@@ -142,6 +143,10 @@ class LogBroker(Protocol):
 
     async def drain(self, broker_id: str, *, undo: bool) -> tuple[bool, int]:
         """Mark a broker as draining, or not; return whether it leads nothing any more, and how many partitions it still leads."""
+        ...
+
+    async def plan_cleaning(self, most: int) -> CleaningPlan:
+        """Say what a cleaner would delete now, and why, looking at up to `most` objects."""
         ...
 
     def member(self) -> Member | None:

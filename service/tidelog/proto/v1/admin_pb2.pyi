@@ -244,3 +244,32 @@ class DrainBrokerResponse(_message.Message):
     drained: bool
     led_partitions: int
     def __init__(self, drained: _Optional[bool] = ..., led_partitions: _Optional[int] = ...) -> None: ...
+
+class PlanCleaningRequest(_message.Message):
+    __slots__ = ("max_objects",)
+    MAX_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    max_objects: int
+    def __init__(self, max_objects: _Optional[int] = ...) -> None: ...
+
+class PlanCleaningResponse(_message.Message):
+    __slots__ = ("objects", "listed", "complete")
+    class Object(_message.Message):
+        __slots__ = ("key", "reason", "state", "bytes", "age_ms")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        REASON_FIELD_NUMBER: _ClassVar[int]
+        STATE_FIELD_NUMBER: _ClassVar[int]
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        AGE_MS_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        reason: str
+        state: str
+        bytes: int
+        age_ms: int
+        def __init__(self, key: _Optional[str] = ..., reason: _Optional[str] = ..., state: _Optional[str] = ..., bytes: _Optional[int] = ..., age_ms: _Optional[int] = ...) -> None: ...
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    LISTED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    objects: _containers.RepeatedCompositeFieldContainer[PlanCleaningResponse.Object]
+    listed: int
+    complete: bool
+    def __init__(self, objects: _Optional[_Iterable[_Union[PlanCleaningResponse.Object, _Mapping]]] = ..., listed: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...

@@ -94,6 +94,11 @@ class AdminStub:
                 request_serializer=tidelog_dot_proto_dot_v1_dot_admin__pb2.DrainBrokerRequest.SerializeToString,
                 response_deserializer=tidelog_dot_proto_dot_v1_dot_admin__pb2.DrainBrokerResponse.FromString,
                 _registered_method=True)
+        self.PlanCleaning = channel.unary_unary(
+                '/tidelog.v1.Admin/PlanCleaning',
+                request_serializer=tidelog_dot_proto_dot_v1_dot_admin__pb2.PlanCleaningRequest.SerializeToString,
+                response_deserializer=tidelog_dot_proto_dot_v1_dot_admin__pb2.PlanCleaningResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -183,6 +188,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanCleaning(self, request, context):
+        """Says what the cleaner would delete now, and why; deletes nothing. Takes the admin scope on all topics.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -245,6 +257,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.DrainBroker,
                     request_deserializer=tidelog_dot_proto_dot_v1_dot_admin__pb2.DrainBrokerRequest.FromString,
                     response_serializer=tidelog_dot_proto_dot_v1_dot_admin__pb2.DrainBrokerResponse.SerializeToString,
+            ),
+            'PlanCleaning': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanCleaning,
+                    request_deserializer=tidelog_dot_proto_dot_v1_dot_admin__pb2.PlanCleaningRequest.FromString,
+                    response_serializer=tidelog_dot_proto_dot_v1_dot_admin__pb2.PlanCleaningResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -571,6 +588,33 @@ class Admin:
             '/tidelog.v1.Admin/DrainBroker',
             tidelog_dot_proto_dot_v1_dot_admin__pb2.DrainBrokerRequest.SerializeToString,
             tidelog_dot_proto_dot_v1_dot_admin__pb2.DrainBrokerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanCleaning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidelog.v1.Admin/PlanCleaning',
+            tidelog_dot_proto_dot_v1_dot_admin__pb2.PlanCleaningRequest.SerializeToString,
+            tidelog_dot_proto_dot_v1_dot_admin__pb2.PlanCleaningResponse.FromString,
             options,
             channel_credentials,
             insecure,
