@@ -165,7 +165,7 @@ def test_a_corrupt_source_is_let_alone_and_reported_while_all_else_is_merged() -
 def test_what_retention_separates_is_not_merged_together() -> None:
     @on_virtual_time
     async def scenario(cluster: Cluster) -> None:
-        broker = await cluster.start("one", MERGING)
+        broker = await cluster.start("one", MERGING.model_copy(update={"retention": False}))
         await broker.create_topic("clicks", partitions=1, config=TopicConfig(retention_ms=8 * 100_000))
         for number in range(60):
             await write(broker, 10, first=number * 10)

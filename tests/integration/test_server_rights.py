@@ -91,7 +91,7 @@ ABOUT_TOPICS: dict[str, Ask] = {
     "CreatePartitions": lambda s, t: answer(s.admin.CreatePartitions(admin.CreatePartitionsRequest(name=t), metadata=STRANGER)),
     "DeleteRecords": lambda s, t: answer(s.admin.DeleteRecords(admin.DeleteRecordsRequest(partition=place(t)), metadata=STRANGER)),
 }
-NOT_ABOUT_TOPICS = {"InitProducer", "DescribeCluster", "DrainBroker"}
+NOT_ABOUT_TOPICS = {"InitProducer", "DescribeCluster", "DrainBroker", "PlanCleaning"}
 NOT_SERVED = {"Group", "ListGroups", "DescribeGroup", "DeleteGroup", "ResetOffsets"}
 
 
@@ -126,6 +126,7 @@ async def test_lists_and_counts_show_what_the_caller_may_see(guarded: Served) ->
     assert (await guarded.admin.DescribeCluster(cluster, metadata=READER)).brokers[0].led_partitions == 2
     assert "PERMISSION_DENIED" in await answer(guarded.log.InitProducer(log.InitProducerRequest(), metadata=READER))
     assert "PERMISSION_DENIED" in await answer(guarded.admin.DrainBroker(admin.DrainBrokerRequest(), metadata=READER))
+    assert "PERMISSION_DENIED" in await answer(guarded.admin.PlanCleaning(admin.PlanCleaningRequest(), metadata=READER))
 
 
 async def test_a_token_that_is_taken_back_ends_what_was_opened_with_it(guarded: Served, tmp_path: Path) -> None:
