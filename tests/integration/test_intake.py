@@ -117,6 +117,21 @@ async def test_beyond_the_limit_of_open_sequences_nothing_is_sealed(cluster: Clu
 
 
 @on_virtual_time
+async def test_a_sequence_that_is_lent_holds_the_mark_and_nothing_else(cluster: Cluster) -> None:
+    """A merge may take long: neither sealing nor draining waits for it."""
+    broker, _ = await begin(cluster, max_open_sequences=1)
+    assert broker.life is not None
+    intake = broker.life.intake
+    lent = intake.new_sequence()
+    for number in range(3):
+        await append(broker, "clicks", b"%d" % number)
+    assert (intake.open_sequences, intake.resolved_sequence) == (0, lent - 1)
+    await intake.drained()
+    intake.resolve(lent)
+    assert intake.resolved_sequence == lent + 3
+
+
+@on_virtual_time
 async def test_a_leader_that_does_not_answer_is_asked_again_on_a_new_link(cluster: Cluster) -> None:
     """Half-open: the link looks well, and nothing comes of what is sent."""
     settings = SETTINGS.model_copy(update={"peer_timeout_ms": 2000})

@@ -41,6 +41,7 @@ def test_the_written_order_names_every_table() -> None:
 
 
 READ = {
+    "dated_extents",
     "cluster_state", "membership", "topics", "partitions", "catalog_changes", "writers", "find_extents", "released_segments",
     "final_segments", "read_group", "list_groups", "group_offsets", "backlog", "writer_states", "broker_ids",
 }  # fmt: skip

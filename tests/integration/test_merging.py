@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tidelog.broker.broker import Broker
 from tidelog.clock import SystemClock
+from tidelog.errors import MetadataOutcomeUnknown
 from tidelog.executors import ThreadExecutor
 from tidelog.metadata.extents import Extent
+from tidelog.metadata.leadership import set_fencing_token
+from tidelog.metadata.postgres import PostgresSettings, open_postgres
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metadata.topics import TopicConfig
+from tidelog.objects.memory import MemoryStore
 from tidelog.objects.s3 import S3Settings, open_s3
 from tidelog.objects.store import ObjectStore
 from tidelog.records.batch import scan
@@ -104,6 +109,13 @@ def test_small_extents_become_large_ones_and_every_record_is_read_where_it_was()
                 row.length,
                 row.record_count,
             )
+        moved = {
+            sample.name.removeprefix("tidelog_")
+            for family in broker._metrics.registry.collect()
+            for sample in family.samples
+            if "merge" in sample.name and sample.value
+        }
+        assert moved >= {"merges_total", "merged_extents_total", "merged_bytes_total", "merge_read_bytes_total", "merge_seconds_count"}
         assert broker.life is not None
         assert broker.life.intake.resolved_sequence == broker.life.intake._sequence, "no sequence is held for ever"
 
@@ -116,7 +128,7 @@ def test_merging_is_switched_off_by_its_setting() -> None:
         broker = await cluster.start("one", MERGING.model_copy(update={"merging": False}))
         await broker.create_topic("clicks", partitions=1, config=TopicConfig())
         await write(broker, 100)
-        await asyncio.sleep(7200)
+        await asyncio.sleep(700)
         assert {row.level for row in await extents(cluster.store)} == {0}
 
     scenario()
@@ -176,6 +188,59 @@ def test_what_retention_separates_is_not_merged_together() -> None:
         assert 10 <= len(rows) <= 40
         assert max(after - before for before, after in pairwise(times)) <= 100_000 + 60_000 + 5000
         assert await values(broker, "clicks", 0) == expected(600)
+
+    scenario()
+
+
+async def test_extents_on_postgresql_are_merged_too(postgres_url: str) -> None:
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        store = await open_postgres(PostgresSettings(postgres_url, lease_ttl_ms=10_000))
+        stack.push_async_callback(store.close)
+        cluster = Cluster(store, MemoryStore(clock=clock), clock)
+        stack.push_async_callback(cluster.close)
+        broker = await cluster.start("one", MERGING.model_copy(update={"lease_ms": 10_000, "max_latency_ms": 1}))
+        await broker.create_topic("clicks", partitions=2, config=TopicConfig())
+        [one, two] = sorted([row.partition_id for row in await broker.partitions(broker.catalog.topics()[0].topic_id)])
+        await write(broker, 150, partitions=2)
+        await merged_to(store, 30, (one, two), seconds=60)
+        for partition in range(2):
+            assert await values(broker, "clicks", partition) == expected(150)
+
+
+def test_a_swap_whose_answer_was_lost_is_asked_again_and_a_merge_that_was_fenced_changes_nothing() -> None:
+    @on_virtual_time
+    async def scenario(cluster: Cluster) -> None:
+        lost: list[str] = []
+        tokens = iter(("first", "second", "third"))
+
+        class Deaf:
+            exclusive = False
+
+            def __init__(self, store: MetadataStore) -> None:
+                self._store = store
+                self.run_reserved = store.run_reserved
+                self.close = store.close
+
+            async def run(self, verb: Any, /, *args: Any, **kwargs: Any) -> Any:
+                if verb.__name__ == "swap" and len(lost) == 1:  # leadership begins anew before the second swap
+                    lost.append("fenced")
+                    await self._store.run(set_fencing_token, partition_id=kwargs["partition_id"], token=next(tokens))
+                answer = await self._store.run(verb, *args, **kwargs)
+                if verb.__name__ == "swap" and not lost:
+                    lost.append("unknown")
+                    raise MetadataOutcomeUnknown("the answer was lost")
+                return answer
+
+        broker = await cluster.start("one", MERGING, wrap=Deaf)
+        await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+        await write(broker, 200)
+        await merged_to(cluster.store, 4)
+        assert lost == ["unknown", "fenced"]
+        merges = broker._metrics.merges
+        assert merges["merged"]._value.get() >= 2
+        assert merges["refused"]._value.get() >= 1
+        assert await values(broker, "clicks", 0) == expected(200)
 
     scenario()
 

@@ -112,7 +112,7 @@ def plan(
                 at.append(begun[first] + limits.max_span_ms + 1)
             if piece.level == 0 and piece.ended_by == "end":
                 more_extents = max(1, needed - len(piece.extents))
-                more_bytes = max(1, limits.target_bytes - piece.length)
+                more_bytes = max(1, limits.target_bytes - sum(extent.length for extent in sequence))
         if is_open and not runs and len(sequence) > 1:
             settles_at = sequence[-1].commit_time_ms + limits.settle_ms
             at.append(settles_at)
@@ -168,6 +168,15 @@ def _pieces(sequence: Sequence[Extent], limits: MergeLimits, begun: dict[Extent,
 
     An extent counts for as many steps as any after it: those before are older, and are not to be left behind.
     """
+    at = 0
+    while at < len(sequence):  # what fills a target is joined whatever it is: the newest of it is written once only
+        taken, ended_by = _prefix(sequence, at, limits, begun)
+        if ended_by != "bytes":
+            break
+        whole = tuple(sequence[at : at + taken])
+        yield _Piece(whole, max(extent.level for extent in whole), ended_by)
+        at += taken
+    sequence = sequence[at:]
     levels: list[int] = []
     for extent in reversed(sequence):
         levels.append(max(extent.level, levels[-1] if levels else 0))

@@ -47,6 +47,7 @@ _log = get_logger(__name__)
 _NO_METADATA = (MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable)
 _LOOK_EVERY_S = 1.0
 _FIRST_LOOK_WITHIN_S = 10.0
+_FIRST_LOOKS_PER_S = 100
 """After a take-over, so that not all partitions are looked up at once."""
 _COMPANIONS = 2
 """Partitions that have one of so many parts of what they wait for are merged with one that has all: their bytes lie in the same objects,
@@ -169,10 +170,11 @@ class Merging:
         for gone in self._watched.keys() - led.keys():
             del self._watched[gone]
         due, companions = [], []
+        within_s = min(_FIRST_LOOK_WITHIN_S, self._settings.merge_max_age_ms / 1000) + len(led) / _FIRST_LOOKS_PER_S
         for partition_id, epoch in led.items():
             watched = self._watched.get(partition_id)
             if watched is None or watched.leader_epoch != epoch:
-                self._watched[partition_id] = _Watched(epoch, now + self._chance.uniform(0, _FIRST_LOOK_WITHIN_S))
+                self._watched[partition_id] = _Watched(epoch, now + self._chance.uniform(0, within_s))
             elif now >= watched.at or watched.extents >= watched.more_extents or watched.bytes >= watched.more_bytes:
                 due.append(partition_id)
             elif watched.extents * _COMPANIONS >= watched.more_extents:
