@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import Pool
@@ -32,6 +33,8 @@ from tidelog.broker import (
     ledger,
     marker,
     membership,
+    merge_sources,
+    merging,
     orphans,
     outbox,
     reader,
@@ -48,7 +51,7 @@ from tidelog.broker.references import Accepted, CommittedExtents
 from tidelog.broker.requests import Bound, OffsetFound
 from tidelog.errors import BrokerIdTaken, CorruptBatch, Fenced, OutcomeUnknown, StoreOutcomeUnknown, TimedOut
 from tidelog.metadata import cleaning as cleaning_verbs
-from tidelog.metadata import commits
+from tidelog.metadata import commits, extents
 from tidelog.metadata import leadership as leadership_verbs
 from tidelog.metadata import membership as membership_verbs
 from tidelog.metadata import retention as retention_verbs
@@ -659,6 +662,83 @@ def _(patch: Patch) -> None:
 
     patch.setattr(membership.Lease, "_renew", deaf)
     patch.setattr(membership.Lease, "_report", deaf_too)
+
+
+# ---- merging
+
+
+@mutant("a swap compares neither its sources nor its leader epoch", breaks="I1", within=100, mood="hostile")
+def _(patch: Patch) -> None:
+    def blind(tx: Transaction, *, partition_id: int, leader_epoch: int, sources: Any, merged: Any) -> bool:
+        if not extents._present(tx, merged) and not final_segments(tx, segments=[(merged.broker_epoch, merged.sequence)]):
+            extents._release(tx, sources, by=merged.broker_epoch)
+            row = {name: getattr(merged, name) for name in merged.__dataclass_fields__}
+            values = ", ".join(f":{name}" for name in row)
+            tx.execute(f"INSERT INTO extents ({', '.join(row)}) VALUES ({values}) ON CONFLICT DO NOTHING", **row)
+        return True
+
+    blind.__name__ = "swap"
+    patch.setattr(ledger, "swap", blind)
+
+
+@mutant("a merged segment takes its place before it is written", breaks="I2", within=3)
+def _(patch: Patch) -> None:
+    async def early(self: merging.Merging, run: Any, key: str, origin: Any, prefetched: Any) -> Any:
+        made = merging._Made()
+        parts = [bytes(part) async for part in self._bytes_of(run, origin, prefetched, made)]
+        asyncio.get_running_loop().call_later(0.5, lambda: asyncio.ensure_future(self._bucket.put_new(key, parts)))
+        return made.footer
+
+    patch.setattr(merging.Merging, "_write", early)
+
+
+@mutant("a merged segment whose write is unknown counts as written", breaks="I5", within=100)
+def _(patch: Patch) -> None:
+    class Optimist:
+        def __init__(self, bucket: Any) -> None:
+            self._bucket = bucket
+
+        async def put_new(self, key: str, parts: Any) -> None:
+            with suppress(StoreOutcomeUnknown):
+                await self._bucket.put_new(key, parts)
+
+        async def put_stream(self, key: str, parts: Any) -> None:
+            with suppress(StoreOutcomeUnknown):
+                await self._bucket.put_stream(key, parts)
+
+        async def get_range(self, key: str, position: int, length: int) -> bytes:
+            return bytes(await self._bucket.get_range(key, position, length))
+
+    begin = merging.Merging.__init__
+
+    def hopeful(self: merging.Merging, *, bucket: Any, **parts: Any) -> None:
+        optimist: Any = Optimist(bucket)
+        begin(self, bucket=optimist, **parts)
+
+    patch.setattr(merging.Merging, "__init__", hopeful)
+
+
+@mutant("merged batches are stamped with the leader epoch of whoever merges", breaks="I3", within=40)
+def _(patch: Patch) -> None:
+    stamp = runs.stamp_intake
+
+    def later(spans: Any, parts: Any) -> Any:
+        return stamp([replace(span, extent=replace(span.extent, leader_epoch=span.extent.leader_epoch + 1)) for span in spans], parts)
+
+    patch.setattr(merge_sources, "stamp_intake", later)
+
+
+@mutant("a sequence is not held while its segment is merged, and the swap does not look", breaks="I7", within=100)
+def _(patch: Patch) -> None:
+    new_sequence = intake.Intake.new_sequence
+
+    def unheld(self: intake.Intake) -> int:
+        sequence = new_sequence(self)
+        self.resolve(sequence)
+        return sequence
+
+    patch.setattr(intake.Intake, "new_sequence", unheld)
+    patch.setattr(extents, "final_segments", lambda tx, segments: frozenset())
 
 
 # ---- reading

@@ -103,6 +103,12 @@ async def at_rest(world: World) -> None:
             await asyncio.sleep(0.2)
         if held:
             world.violation("bytes never given back", f"{process.label} holds {held}")
+        life = process.broker.life
+        lent = set(life.intake._lent) if life is not None else set()
+        while life is not None and life is process.broker.life and (lent := lent & life.intake._lent) and world.loop.now < until + 120:
+            await asyncio.sleep(0.2)
+        if life is not None and life is process.broker.life and lent & life.intake._lent:
+            world.violation("sequence held for ever", f"{process.label} holds {sorted(lent)}")
 
 
 async def scenario(world: World, seconds: float) -> None:

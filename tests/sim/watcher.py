@@ -20,6 +20,7 @@ from tidelog.segments.keys import IntakeKey, parse_key
 
 from tests.sim.history import Send
 from tests.sim.loop import State
+from tests.sim.merged import look_at_swap
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -64,6 +65,8 @@ class Shadow:
     next_offset: int = 0
     values: list[int] = field(default_factory=list)
     """By offset."""
+    epochs: list[int] = field(default_factory=list)
+    """By offset, the leader epoch in which it was committed."""
     placed: set[int] = field(default_factory=set)
     sequences: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Of each idempotent producer the last sequence, and its offset."""
@@ -89,6 +92,8 @@ class Watcher:
         """Of each broker epoch its id, and when its lease expires."""
         self._held: dict[tuple[int, int], object] = {}
         self._taken: set[tuple[int, int]] = set()
+        self.merged: set[tuple[int, int]] = set()
+        """Segments, as (broker epoch, sequence), that took the place of others."""
         self._refused: set[int] = set()
         self._next_broker_epoch = 0
         self._changes = 0
@@ -114,6 +119,11 @@ class Watcher:
             if db.total_changes != self._changes:
                 self._changes = db.total_changes
                 self._look(db, name, who)
+            if name == "swap":
+                if answer:
+                    look_at_swap(self, self._world, db, who, kwargs)
+                else:
+                    self._world.counts["swap: refused"] += 1
             return answer
 
         return watched
@@ -259,6 +269,8 @@ class Watcher:
                 self._violation("bytes committed twice", shadow.partition_id, what)
             of_segment.append((sequence, position, position + length))
             producers |= self._look_at_bytes(shadow, base, count, what, key=(epoch, sequence), part=(position, length))
+            del shadow.epochs[base:]
+            shadow.epochs += [leader_epoch] * count
             shadow.next_offset = end
         self._world.tell(
             "commit", who, "offsets {} to {}: values {}", begins, next_offset, shadow.values[begins:], partition=shadow.partition

@@ -111,6 +111,7 @@ def draw(chance: random.Random, mood: str | None = None) -> Draw:
     faults = [kind for kind in FAULTS if chance.random() < 0.6]
     if mood in ("hostile", "quiet"):
         faults = [kind for kind in faults if "outage" not in kind] + ["last words", "struck at commit", "pause", "metadata"]
+    merges = random.Random(chance.getrandbits(32))  # so that what is added here changes nothing else that a seed draws
     contended = mood == "contended"
     if contended:
         faults = ["network", "network", "drain", "pause"]
@@ -139,6 +140,15 @@ def draw(chance: random.Random, mood: str | None = None) -> Draw:
             intake_budget_bytes=1 << 20,
             drain_timeout_ms=chance.choice((1000, 8000)),
             drain_propagation_ms=100,
+            merging=merges.random() < 0.9,
+            merge_target_bytes=merges.choice((4096, 20_000, 200_000)),
+            merge_least_extents=merges.choice((2, 4)),
+            merge_most_extents=merges.choice((3, 16, 100)),
+            merge_max_age_ms=merges.choice((500, 5000, 60_000)),
+            merge_settle_ms=merges.choice((1000, 10_000)),
+            merge_bytes_per_second=merges.choice((20_000, 10_000_000)),
+            merge_buffer_bytes=merges.choice((65536, 1 << 20)),
+            max_merges=merges.choice((1, 4)),
             cache_bytes=chance.choice((0, 4096, 1 << 20)),
             block_cache_bytes=chance.choice((1 << 18, 1 << 20)),
             read_block_bytes=chance.choice((4096, 32768)),
