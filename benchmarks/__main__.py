@@ -12,7 +12,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-SETS = ("records", "segments", "stores", "metadata", "client", "transport", "reading", "consume", "service", "failover", "cleaning")
+SETS = (
+    "records",
+    "segments",
+    "stores",
+    "metadata",
+    "client",
+    "transport",
+    "reading",
+    "consume",
+    "merging",
+    "service",
+    "failover",
+    "cleaning",
+)
 
 
 def main() -> None:

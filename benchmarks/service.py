@@ -192,27 +192,27 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 async def _senders_of_one(running: Running, bare: str) -> list[Measure]:
     async with tidelog.connect(running.address) as log:
-        await _senders(log, seconds=1)
-        latencies = await _senders(log, seconds=_SECONDS)
+        await senders(log, seconds=1)
+        latencies = await senders(log, seconds=_SECONDS)
     echoes = await echo_bare(bare, size=RECORD_BYTES, waiting=SENDERS, seconds=_SECONDS)
     name = f"{SENDERS} senders of one record, 0 ms store"
     return [
         Measure(name, len(latencies) / _SECONDS, "appends/s", len(echoes) / _SECONDS, "bare gRPC", "≥ 10,000"),
-        *(Measure(f"{name}: p{q}", _quantile(latencies, q), "ms", _quantile(echoes, q), "bare gRPC") for q in (50, 99)),
+        *(Measure(f"{name}: p{q}", quantile(latencies, q), "ms", quantile(echoes, q), "bare gRPC") for q in (50, 99)),
     ]
 
 
 async def _latency(running: Running, repeats: int) -> list[Measure]:
     async with tidelog.connect(running.address) as log:
         waits, floor = await _one_by_one(running, log, count=20 * repeats)
-        loaded = await _senders(log, seconds=3 * _SECONDS)
+        loaded = await senders(log, seconds=3 * _SECONDS)
     beyond = [wait - least for wait, least in zip(waits, floor, strict=True)]
     return [
         Measure("idle append, S3-like: p50", statistics.median(waits), "ms", statistics.median(floor), "its PUT + its commit"),
         Measure("idle append beyond its PUT and its commit: p50", statistics.median(beyond), "ms", aim="≤ 5"),
         Measure(f"{SENDERS} senders of one record, S3-like", len(loaded) / (3 * _SECONDS), "appends/s"),
-        Measure("loaded append, S3-like: p50", _quantile(loaded, 50), "ms"),
-        Measure("loaded append, S3-like: p99", _quantile(loaded, 99), "ms", aim="≤ 500"),
+        Measure("loaded append, S3-like: p50", quantile(loaded, 50), "ms"),
+        Measure("loaded append, S3-like: p99", quantile(loaded, 99), "ms", aim="≤ 500"),
     ]
 
 
@@ -243,11 +243,11 @@ async def _beside_scans(running: Running, store: str, *, seconds: float, aim: st
             for partition in range(READERS):
                 await producer.send_many("scanned", [b"x" * RECORD_BYTES] * (SCANNED // READERS), partition=partition)
         for _ in range(3):
-            alone += await _senders(log, seconds=seconds)
+            alone += await senders(log, seconds=seconds)
             with scans(running.address, "scanned", rates):
-                beside += await _senders(log, seconds=seconds)
+                beside += await senders(log, seconds=seconds)
     name = f"append p99, {store}, beside {READERS} cold scans"
-    least, most = _quantile(alone, 99), _quantile(beside, 99)
+    least, most = quantile(alone, 99), quantile(beside, 99)
     return [
         Measure(name, most, "ms", least, "no scans"),
         Measure(f"{name} ÷ without", most / least, "", aim=aim),
@@ -255,7 +255,7 @@ async def _beside_scans(running: Running, store: str, *, seconds: float, aim: st
     ]
 
 
-async def _senders(log: tidelog.Log, *, seconds: float) -> list[float]:
+async def senders(log: tidelog.Log, *, seconds: float) -> list[float]:
     """Let many senders each wait for one append at a time; return the latencies in milliseconds."""
     latencies: list[float] = []
     async with log.producer(linger_ms=0) as producer:
@@ -270,5 +270,5 @@ async def _senders(log: tidelog.Log, *, seconds: float) -> list[float]:
     return latencies
 
 
-def _quantile(latencies: list[float], percent: int) -> float:
+def quantile(latencies: list[float], percent: int) -> float:
     return statistics.quantiles(latencies, n=100)[percent - 1]
