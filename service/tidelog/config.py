@@ -285,6 +285,11 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
             f"the budget must hold the {INTAKE_COPIES} copies of the largest append, or it would be pushed back for ever",
         ),
         (
+            s.merge_least_extents <= s.merge_most_extents,
+            ("merge_least_extents", "merge_most_extents"),
+            "what is waited for must be allowed to be merged",
+        ),
+        (
             s.append_timeout_ms <= s.max_append_timeout_ms,
             ("append_timeout_ms", "max_append_timeout_ms"),
             "the default time-out must not be longer than the longest that clients may ask for",
@@ -302,12 +307,12 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         ),
         (s.s3_backoff_base_ms <= s.s3_backoff_most_ms, ("s3_backoff_base_ms", "s3_backoff_most_ms"), "the first wait is the shortest"),
     )
-    requests = s.max_uploads + s.max_cold_reads + s.max_tail_reads
+    requests = s.max_uploads + s.max_cold_reads + s.max_tail_reads + s.max_merges
     if s.bucket.startswith("s3:") and requests > s.s3_max_connections:
         yield Contradiction(
-            ("max_uploads", "max_cold_reads", "max_tail_reads", "s3_max_connections"),
+            ("max_uploads", "max_cold_reads", "max_tail_reads", "max_merges", "s3_max_connections"),
             f"{requests} requests may be under way at once, and one that waits for a connection cannot be told from one without an answer;"
-            " lower one of the first three or raise the last",
+            " lower one of the others or raise the last",
         )
     for holds, names, sentence in rules:
         if not holds:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from tidelog.broker.feed import Followed
 from tidelog.errors import CorruptBatch, TidelogError
 from tidelog.metadata.commits import Committed, NotLeader, Refused
 from tidelog.metadata.leadership import LedPartition
@@ -91,6 +92,8 @@ class Watcher:
         self._members: dict[int, tuple[str, int]] = {}
         """Of each broker epoch its id, and when its lease expires."""
         self._held: dict[tuple[int, int], object] = {}
+        self._marks: dict[Followed, int] = {}
+        """The high watermark that a broker knew of each partition that it follows (I6)."""
         self._taken: set[tuple[int, int]] = set()
         self.merged: set[tuple[int, int]] = set()
         """Segments, as (broker epoch, sequence), that took the place of others."""
@@ -345,6 +348,11 @@ class Watcher:
             life, budget = process.broker.life, process.broker._budget
             if not 0 <= budget.used_bytes <= budget.limit_bytes:
                 self._violation("budget", None, f"{process.label} holds {budget.used_bytes} of {budget.limit_bytes} bytes")
+            for followed in process.broker._feed._followed.values():
+                if followed.high_watermark < self._marks.get(followed, 0):
+                    what = f"{process.label} knew {self._marks[followed]}, and says {followed.high_watermark}"
+                    self._violation("high watermark goes back", followed.partition_id, what)
+                self._marks[followed] = followed.high_watermark
             if life is None or process.node.state is State.DEAD:
                 continue
             epoch = life.identity.broker_epoch

@@ -127,11 +127,12 @@ def test_an_empty_file_changes_nothing(config: Path) -> None:
         ({"max_latency_ms": 60_000}, ("max_latency_ms", "append_timeout_ms")),
         ({"catalog_poll_ms": 10_000}, ("catalog_poll_ms", "lease_ms")),
         ({"default_partitions": 10, "max_partitions_per_topic": 9}, ("default_partitions", "max_partitions_per_topic")),
+        ({"merge_least_extents": 1000}, ("merge_least_extents", "merge_most_extents")),
         ({"tokens_file": "a", "metadata": "postgresql://host/db"}, ("tokens_file", "peer_token")),
         ({"tls_key_file": "a"}, ("tls_certificate_file", "tls_key_file")),
         ({"tls_client_ca_file": "a"}, ("tls_client_ca_file", "tls_certificate_file")),
         ({"bucket": "s3://b", "max_uploads": 40}, ("max_uploads", "max_cold_reads", "max_tail_reads", "s3_max_connections")),
-        ({"bucket": "s3://b", "s3_max_connections": 47}, ("48 requests may be under way", "s3_max_connections")),
+        ({"bucket": "s3://b", "s3_max_connections": 51}, ("52 requests may be under way", "s3_max_connections")),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(flags: dict[str, object], names: tuple[str, ...]) -> None:
