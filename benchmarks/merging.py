@@ -28,6 +28,7 @@ from tidelog.metadata.topics import TopicConfig
 from tidelog.metrics import Metrics
 from tidelog.objects.latency import SlowStore
 from tidelog.objects.local import open_directory
+from tidelog.objects.metered import MeteredObjectStore
 from tidelog.objects.store import ObjectStore
 from tidelog.records.batch import scan, stamp
 from tidelog.records.codec import encode_many
@@ -45,12 +46,14 @@ APPENDS = 96
 """Of a MiB, to each partition."""
 BACKLOG_BYTES = 256 * MIB
 SECONDS = 6.0
+NARROW, FLUSHES = 100, 60
 
 
 def run(repeats: int) -> list[Measure]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TIDELOG_BENCH_DIR")) as name:
         folder = Path(name)
-        return [*_days(), *asyncio.run(_bytes(folder / "bytes", max(3, repeats // 3))), *_appends(folder / "appends", max(2, repeats // 3))]
+        found = [*_days(), *asyncio.run(_bytes(folder / "bytes", max(3, repeats // 3))), *asyncio.run(_narrow(folder / "narrow"))]
+        return [*found, *_appends(folder / "appends", max(2, repeats // 3))]
 
 
 # ---- a day, planned
@@ -214,6 +217,39 @@ async def _bytes(folder: Path, repeats: int) -> list[Measure]:
         Measure("rows per GiB, really left", len(rows) / gib, "", aim="≤ 16"),
         Measure("cold scan of 4 merged partitions, S3-like", ordered[0], "MB/s", ordered[1], "ranged GETs of 1 MiB, 8 at once", "≥ 0.8"),
     ]  # fmt: skip
+
+
+async def _narrow(folder: Path) -> list[Measure]:
+    """The first step for many slow partitions: their bytes lie in the same objects, which are read once for all of them."""
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        metadata = await open_sqlite(IN_MEMORY, clock=clock, executor=ThreadExecutor("sqlite", threads=1))
+        stack.push_async_callback(metadata.close)
+        bucket = open_directory(folder, clock=clock, chance=random.Random(1), executor=ThreadExecutor("files", threads=8))
+        stack.push_async_callback(bucket.close)
+        batches = encode_many([bytes(1000)] * 2)
+        async with _living(metadata, bucket, "writer", merging=False, puts_per_second=1000) as writer:
+            await writer.create_topic("slow", partitions=NARROW, config=TopicConfig())
+            while len(writer.life.ledger.led() if writer.life else {}) < NARROW:
+                await asyncio.sleep(0.01)
+            for _ in range(FLUSHES):
+                await asyncio.gather(*(writer.append(AppendRequest("slow", p, batches)) for p in range(NARROW)))
+        objects = len([found async for found in bucket.list("intake/")])
+        rows = len(await metadata.run(_rows))
+        metrics = Metrics()
+        counted = MeteredObjectStore(bucket, metrics=metrics, clock=clock)
+        cpu = time.process_time()
+        async with _living(metadata, counted, "merger", merge_max_age_ms=1, merge_bytes_per_second=1 << 40):
+            while any(row.level == 0 for row in await metadata.run(_rows)):
+                await asyncio.sleep(0.2)
+        cpu = time.process_time() - cpu
+        gets = metrics.store_calls["get"]["done"]._value.get()
+    return [
+        Measure(
+            f"GETs for each object of {NARROW} slow partitions that is merged away", gets / objects, "", rows / objects, "extents in it"
+        ),
+        Measure("CPU for each small extent that is merged away", cpu / rows * 1e6, "µs"),
+    ]
 
 
 def _rows(tx: object) -> list[Extent]:
