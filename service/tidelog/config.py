@@ -155,7 +155,8 @@ class Settings(BaseModel):
     merge_buffer_bytes: int = _bytes(
         64 * MIB,
         ge=65536,
-        description="Memory for merging: a quarter for what it reads, as much for what it makes of it, the rest for a stream.",
+        description="Memory for merging: a quarter for what it reads, as much for what it makes of it, the rest for a stream;"
+        " one to S3 takes 16 MiB.",
     )
     max_merges: int = _count(4, le=256, description="Merges and their reads at the same time; fewer while the event loop lags.")
 

@@ -81,8 +81,8 @@ def stale_lists() -> Rule:
 @pytest.mark.parametrize(
     ("rule", "failed"),
     [
-        (lambda: unconditional, {"one winner", "refused overwrite"}),
-        (lambda: without_range, {"one winner", "refused overwrite", "read after write", "ranges"}),
+        (lambda: unconditional, {"one winner", "refused overwrite", "streams"}),
+        (lambda: without_range, {"one winner", "refused overwrite", "read after write", "streams", "ranges"}),
         (stale_lists, {"list after write"}),
     ],
     ids=["no condition", "lost range", "stale list"],

@@ -1,7 +1,9 @@
 """Merging in brokers of one cluster: rows become few, objects large, and every record stays where it is."""
 
 import asyncio
+import gc
 import random
+import tracemalloc
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from itertools import pairwise
@@ -19,6 +21,7 @@ from tidelog.metadata.postgres import PostgresSettings, open_postgres
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metadata.topics import TopicConfig
+from tidelog.objects.local import open_directory
 from tidelog.objects.memory import MemoryStore
 from tidelog.objects.s3 import S3Settings, open_s3
 from tidelog.objects.store import ObjectStore
@@ -27,7 +30,7 @@ from tidelog.records.codec import decode
 from tidelog.segments.format import SegmentKind
 from tidelog.segments.format import decode as decode_segment
 
-from tests.cluster import QUICK, Cluster, append, on_virtual_time
+from tests.cluster import QUICK, Cluster, SharedStore, append, on_virtual_time
 
 MERGING = QUICK.model_copy(
     update={
@@ -247,8 +250,6 @@ def test_a_swap_whose_answer_was_lost_is_asked_again_and_a_merge_that_was_fenced
 
 @pytest.mark.parametrize("kind", ["directory", "s3"])
 async def test_a_real_bucket_is_merged_by_streams_within_a_small_buffer(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    from tidelog.objects.local import open_directory
-
     clock = SystemClock()
     settings = MERGING.model_copy(
         update={"merge_target_bytes": 24 << 20, "merge_buffer_bytes": 4 << 20, "merge_least_extents": 4, "segment_bytes": 1 << 20}
@@ -271,3 +272,32 @@ async def test_a_real_bucket_is_merged_by_streams_within_a_small_buffer(kind: st
         await merged_to(store, 20, seconds=60)
         assert max(row.length for row in await extents(store)) > 20 << 20, "one was written as a stream"
         assert await values(broker, "clicks", 0) == expected(40, 700_000)
+
+
+async def test_a_stream_never_holds_more_of_a_segment_than_its_buffer(tmp_path: Path) -> None:
+    clock = SystemClock()
+    off = MERGING.model_copy(update={"merging": False, "segment_bytes": 4 << 20})
+    async with AsyncExitStack() as stack:
+        bucket = open_directory(tmp_path, clock=clock, chance=random.Random(1), executor=ThreadExecutor("files", threads=2))
+        stack.push_async_callback(bucket.close)
+        store = await open_sqlite(IN_MEMORY, clock=clock, executor=ThreadExecutor("sqlite", threads=1))
+        stack.push_async_callback(store.close)
+        cluster = Cluster(SharedStore(store), bucket, clock)
+        stack.push_async_callback(cluster.close)
+        writer = await cluster.start("one", off)
+        await writer.create_topic("clicks", partitions=1, config=TopicConfig())
+        await write(writer, 60, size=900_000)
+        await cluster.kill("one")
+        buffer = 4 << 20
+        on = {"merging": True, "merge_target_bytes": 128 << 20, "merge_max_age_ms": 1, "merge_buffer_bytes": buffer}
+        await cluster.start("two", off.model_copy(update=on))
+        gc.collect()
+        tracemalloc.start()
+        try:
+            await merged_to(store, 1, seconds=60)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        [row] = await extents(store)
+        assert row.length > 50_000_000
+        assert most < buffer + (2 << 20)  # and what is not bytes of segments

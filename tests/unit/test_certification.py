@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -73,6 +73,21 @@ class RefusesButWrites(Broken):
         except ObjectExists:
             self.overwrite(key, parts)
             raise
+
+
+class CompletesAnyway(Broken):
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        self._objects.pop(key, None)
+        await super().put_stream(key, parts)
+
+
+class ShowsParts(Broken):
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        content = b""
+        async for part in parts:
+            content += part
+            self._objects.pop(key, None)
+            await self.put_new(key, [content])
 
 
 class RefusesItsOwn(Broken):
@@ -187,6 +202,8 @@ class RefusesMissing(Broken):
         (LooksThenWrites, "one winner", "8 of 8 writers"),
         (RefusesButWrites, "one winner", "the key holds 64 bytes of a writer that was refused, not the winner's"),
         (RefusesButWrites, "refused overwrite", "does not hold the first ones any more"),
+        (CompletesAnyway, "streams", "was completed with If-None-Match: \\* though its key was taken"),
+        (ShowsParts, "streams", "HEAD found an object that is being sent"),
         (RefusesItsOwn, "refused overwrite", "could not be told from another's"),
         (RemembersMissing, "read after write", "was not found over another connection"),
         (IgnoresRanges, "ranges", "the first byte, 1 bytes from 0 of 100000: 100000 bytes came"),

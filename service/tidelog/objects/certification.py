@@ -15,7 +15,7 @@ from crc32c import crc32c
 
 from tidelog.clock import Clock
 from tidelog.errors import ObjectExists, ObjectNotFound, StoreError, StoreOutcomeUnknown, StoreUnavailable
-from tidelog.objects.store import ObjectInfo, ObjectStore
+from tidelog.objects.store import STREAM_PART_BYTES, ObjectInfo, ObjectStore
 from tidelog.randomness import Random, new_uuid
 
 Outcome = Literal["passed", "weak", "failed", "unclear"]
@@ -272,6 +272,44 @@ async def _read_after_write(bench: Bench) -> str:
     return f"{bench.effort.rounds} objects, asked for before and at once after they were written, over other connections"
 
 
+async def _streams(bench: Bench) -> str:
+    one, other = bench.stores
+    key, taken = f"{bench.prefix}streamed", f"{bench.prefix}streamed-to"
+    parts = [bench.bytes(STREAM_PART_BYTES), bench.bytes(1000)]
+    whole = b"".join(parts)
+
+    async def sent(contents: Sequence[bytes]) -> AsyncIterator[bytes]:
+        for content in contents:
+            await _missing(other, key, "that is being sent")
+            yield content
+
+    await one.put_stream(key, sent(parts))
+    for position in (0, STREAM_PART_BYTES - 500):
+        if await other.get_range(key, position, 2000) != whole[position : position + 2000]:
+            raise NotKept("an object that was sent in parts holds other bytes than were sent")
+    if (size := (await other.head(key)).size) != len(whole):
+        raise NotKept(f"an object of {len(whole)} bytes that was sent in parts has {size}")
+    await one.put_new(taken, [b"first"])
+    try:
+        await other.put_stream(taken, _given(parts))
+    except ObjectExists:
+        pass
+    else:
+        raise NotKept("an upload in parts was completed with If-None-Match: * though its key was taken")
+    if await one.get_range(taken, 0, 10) != b"first":
+        raise NotKept("after a refused upload in parts the key does not hold the first bytes any more")
+    try:
+        await other.put_stream(key, _given(parts))
+    except ObjectExists:
+        raise NotKept("the very bytes that are stored, sent in parts again, could not be told from another's") from None
+    return f"{len(whole):,} bytes in 2 parts: seen when whole, refused where the key was taken, the same again known as one's own"
+
+
+async def _given(contents: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for content in contents:
+        yield content
+
+
 async def _missing(store: ObjectStore, key: str, when: str) -> None:
     try:
         await store.head(key)
@@ -452,6 +490,11 @@ _CHECKS: tuple[Check, ...] = (
         Requirement("read after write", "an acknowledged object is read at once, over any connection",
                     "what is committed is read by other brokers within milliseconds (I2)"),
         _read_after_write,
+    ),
+    (
+        Requirement("streams", "an object sent in parts is seen only when it is whole, and only where its key was free",
+                    "merged segments are larger than what a broker holds of them (I3)"),
+        _streams,
     ),
     (
         Requirement("ranges", "a ranged GET gives these bytes, cut at the end, and none beyond it",
