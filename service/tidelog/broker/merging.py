@@ -218,6 +218,7 @@ class Merging:
         for found in read.partitions:
             await self._lookups.learn_writers(found.extents)
             runs += self._plan(found, now_ms, each)
+            await asyncio.sleep(0)  # planning takes a millisecond or more; others shall have their turn
         return runs
 
     def _plan(self, found: PartitionExtents, now_ms: int, each: int) -> list[_Run]:
