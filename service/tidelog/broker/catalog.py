@@ -38,6 +38,8 @@ class Catalog:
     def __init__(self, store: MetadataStore) -> None:
         self._store = store
         self._version = 0
+        self.topics_version = 0
+        """Grows with every change of topics."""
         self._membership = Membership(0, 0, ())
         self._members: dict[int, Broker] = {}
         self._topics: dict[str, Topic] = {}
@@ -152,6 +154,8 @@ class Catalog:
         if changes.version <= self._version:
             return changed
         self._version = changes.version
+        if changes.topics or changes.complete:
+            self.topics_version = changes.version
         if changes.complete:
             for topic_id in self._topics.keys() - {topic.topic_id for topic in changes.topics}:
                 self._forget_topic(topic_id)

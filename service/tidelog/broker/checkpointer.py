@@ -9,6 +9,7 @@ they pass through a page at a time. When nothing has changed, nothing is written
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,6 +45,8 @@ _MOST_IN_A_FOLDER = 200
 _LEAST_ROWS_BEFORE_ALL_AGAIN = 20_000
 """So many extents may come one by one before everything is copied again, or as many as that was."""
 _DELETED_AT_ONCE = 500
+_LEAST_BETWEEN_S = 0.5
+"""However often topics change."""
 
 
 @dataclass
@@ -88,15 +91,28 @@ class Checkpointer:
         self._chain: _Chain | None = None
         self._number = 0
         self._busy = asyncio.Lock()
+        self._topics_version = 0
+        self._at_once = asyncio.Event()
 
     async def run(self) -> None:
         """Write a checkpoint every `checkpoint_interval_ms`, for ever; what fails is tried again with the next."""
+        interval_s = self._settings.checkpoint_interval_ms / 1000
         while True:
             await self.write()
-            wait_ms = self._settings.checkpoint_interval_ms
             if not self._is_mine():
-                wait_ms = min(wait_ms, self._settings.catalog_poll_ms // 5)  # it may be soon
-            await asyncio.sleep(wait_ms / 1000)
+                await asyncio.sleep(min(interval_s, self._settings.catalog_poll_ms / 5000))  # it may be soon
+                continue
+            await asyncio.sleep(min(interval_s, _LEAST_BETWEEN_S))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._at_once.wait()
+            self._at_once.clear()
+
+    def topics_changed(self, version: int) -> None:
+        """Do not wait for the interval when topics have changed: of a topic that no checkpoint names, segments tell not even the name."""
+        if version != self._topics_version:
+            self._topics_version = version
+            self._at_once.set()
 
     async def write(self) -> None:
         """Write a checkpoint, where it is this broker's turn and something has changed; a failure is counted and told."""

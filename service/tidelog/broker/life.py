@@ -162,6 +162,7 @@ class Life:
     def leadership_changed(self) -> None:
         """Send what waits to the leaders that the catalog knows now."""
         self.outbox.leadership_changed()
+        self.checkpointer.topics_changed(self._catalog.topics_version)
 
     def _committed(self, news: CommittedExtents) -> None:
         self.merging.committed(news)

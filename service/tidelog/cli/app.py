@@ -11,6 +11,7 @@ from tidelog.cli.consume import consume
 from tidelog.cli.demo.command import demo
 from tidelog.cli.ping import ping
 from tidelog.cli.produce import produce
+from tidelog.cli.rebuild import rebuild
 from tidelog.cli.top import top
 
 app = typer.Typer(
@@ -49,4 +50,5 @@ app.command()(ping)
 app.command()(top)
 app.add_typer(bench.app, name="bench")
 app.add_typer(segment.app, name="segment")
+app.command(cls=BrokerCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(rebuild)
 app.command()(certify)

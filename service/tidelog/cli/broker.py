@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 from tidelog.cli.session import fail, server_packages
 
 if TYPE_CHECKING:
+    from tidelog.config import Settings
     from tidelog.server.settings import LoadedSettings
 
 
@@ -88,6 +89,16 @@ def dev(
     except InvalidSettings as error:
         _refuse(error)
     _run(loaded, kept="in memory, and gone when it ends" if memory else f"in {root}")
+
+
+def load_or_refuse(arguments: Sequence[str], config: Path | None) -> "Settings":
+    """Return the settings of a command that takes them as `tidelog broker` does; what cannot be used ends it with 2."""
+    from tidelog.errors import InvalidSettings
+
+    try:
+        return _load(_flags(arguments), config).settings
+    except InvalidSettings as error:
+        _refuse(error)
 
 
 def _load(flags: dict[str, Any], config: Path | None) -> "LoadedSettings":

@@ -1,0 +1,99 @@
+"""`tidelog rebuild`: a new metadata store from the bucket alone."""
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tidelog.cli.broker import load_or_refuse
+from tidelog.cli.quantities import counted, shown_bytes
+from tidelog.cli.session import Format, Output, ending, server_packages, show_json, show_table
+
+if TYPE_CHECKING:
+    from tidelog.broker.rebuild import OffsetRange, Report
+
+
+class Newer(StrEnum):
+    """What becomes of records that may have been committed after the checkpoint."""
+
+    APPEND = "append"
+    ASIDE = "aside"
+
+
+@server_packages()
+def rebuild(
+    ctx: typer.Context,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A YAML file of settings: name: value.")] = None,
+    newer: Annotated[
+        Newer,
+        typer.Option(
+            metavar="append|aside", help="Records newer than the checkpoint: append them in their probable order, or leave them aside."
+        ),
+    ] = Newer.APPEND,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would come back, and what is not known.")] = False,
+    output: Output = Format.TEXT,
+) -> None:
+    """Make a new metadata store from the bucket alone.
+
+    For when the database is lost. Settings are those of `tidelog broker`: --bucket names what is left, --metadata an empty
+    database or a new file. Stop all brokers first. Everything up to the newest checkpoint comes back exactly, and so does what
+    was merged since; what is newer is reported, and appended or left aside. Whatever cannot be known is listed.
+    """
+    import asyncio
+
+    from tidelog.server.rebuilding import rebuild_stores
+
+    settings = load_or_refuse(ctx.args, config)
+    with ending():
+        report = asyncio.run(rebuild_stores(settings, newer=newer.value, dry_run=dry_run))
+        if output is Format.JSON:
+            show_json(asdict(report) | {"certain": report.certain})
+        else:
+            _show(report)
+
+
+def _show(report: "Report") -> None:
+    from datetime import UTC, datetime
+
+    taken = datetime.fromtimestamp(report.checkpoint_taken_at_ms / 1000, UTC)
+    typer.echo(f"Cluster {report.cluster_id}, from {report.checkpoint}, taken at {taken:%Y-%m-%dT%H:%M:%SZ}")
+    typer.echo(
+        f"{'Would come back' if report.dry_run else 'Back'}: {counted(report.topics, 'topic')}, {counted(report.partitions, 'partition')},"
+        f" {counted(report.exact_records, 'record')} at their offsets, {counted(report.producers, 'idempotent producer')},"
+        f" {counted(report.group_offsets, 'offset')} of groups"
+    )
+    if report.unknown_order:
+        where = "appended in their probable order" if report.newer == "append" else "left aside"
+        typer.echo(f"Newer than the checkpoint, {where}; whether all were acknowledged is not known:")
+        show_table(
+            {"topic": "left", "partition": "right", "records": "right", "bytes": "right", "from offset": "right", "duplicates": "right"},
+            [
+                (each.topic, each.partition, each.records, shown_bytes(each.bytes), "-" if each.base_offset is None else each.base_offset,
+                 each.duplicates)
+                for each in report.unknown_order
+            ],
+        )  # fmt: skip
+    if report.producers_forgotten:
+        typer.echo(
+            f"{counted(report.producers_forgotten, 'idempotent producer')} appended since: refused as UNKNOWN_PRODUCER, they begin anew"
+        )
+    _ranges("The log begins later than the checkpoint says:", report.log_starts_moved)
+    _ranges("Not readable, an object is missing (delete records up to there to go on):", report.missing)
+    _ranges("Left aside, what lies before is not known:", report.unplaced)
+    for topic_id, records in report.unknown_topics.items():
+        typer.echo(f"Left aside, {counted(records, 'record')} of topic id {topic_id}, which no checkpoint names: made after it, or deleted")
+    for damaged in report.damaged:
+        typer.echo(f"Damaged: {damaged}")
+    if report.certain:
+        typer.echo("Nothing in the bucket is newer than the checkpoint: nothing is in doubt.")
+    if not report.dry_run:
+        typer.echo(f"Broker epochs go on from {report.next_broker_epoch:,}. Start the brokers.")
+
+
+def _ranges(heading: str, ranges: "list[OffsetRange]") -> None:
+    if ranges:
+        typer.echo(heading)
+        columns = {"topic": "left", "partition": "right", "from offset": "right", "to": "right", "": "left"}
+        show_table(columns, [(each.topic, each.partition, each.base_offset, each.next_offset, each.problem) for each in ranges])
