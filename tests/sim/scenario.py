@@ -7,6 +7,7 @@ from tidelog.metadata.store import Transaction
 from tidelog.metadata.topics import create_topic
 from tidelog.segments.keys import parse_key
 
+from tests.sim import rebuilding
 from tests.sim.clients import TOPIC, TOPIC_ID, Client, below, connect, doomed, fence, probe, read, states, trim
 from tests.sim.history import check
 from tests.sim.loop import SimLoop, State, run
@@ -132,6 +133,7 @@ async def scenario(world: World, seconds: float) -> None:
         work.append(loop.create_task(doomed(world, stop)))
     if world.draw.fences:
         work += [loop.create_task(fence(world, stop)) for _ in range(2)]
+    work.append(loop.create_task(rebuilding.strike(world, stop)))
     await nemesis(world, stop)
     heal(world)
     await asyncio.sleep(20)  # all restarts that are under way
@@ -144,6 +146,9 @@ async def scenario(world: World, seconds: float) -> None:
     await asyncio.gather(*(below(world, partition, loop.now + HEALED_WITHIN_S) for partition in range(world.draw.partitions)))
     await at_rest(world)
     await drained(world)
+    if world.draw.settings.checkpoint_interval_ms:
+        await asyncio.sleep(2 * world.draw.settings.checkpoint_interval_ms / 1000 + 3)
+        await rebuilding.look(world, whole=True)
     for name, what in await world.run(look):
         world.violation(name, what)
     for row in await states(world):

@@ -23,6 +23,7 @@ _METRICS = {
     "tidelog_cleaner_rounds_total": ("cleaned", "nothing", "failed"),
     "tidelog_deletions_refused_total": ("",),
     "tidelog_orphan_scans_total": ("",),
+    "tidelog_checkpoints_total": ("written", "unchanged", "failed"),
 }
 _READS = ("memory_hits", "memory_misses", "block_hits", "block_misses", "blocks_ahead", "look_ups", "failed_polls", "feeds_broken",
           "news_gaps", "corrupt_reads")  # fmt: skip
@@ -44,6 +45,8 @@ SOMETIMES = (
     *("find_references: found", "find_references: over", "find_references: open"),
     *(f"{metric} {value}".strip() for metric, values in _METRICS.items() for value in values),
     *(f"read: {name}" for name in _READS),
+    *("rebuild: done", "rebuild: newer records", "rebuild: duplicates left out", "rebuild: producers forgotten",
+      "rebuild: producers kept"),
 )  # fmt: skip
 """Faults, and the branches that brokers take because of them."""
 

@@ -395,7 +395,8 @@ class _Rebuild:
     async def _new_batches(self) -> dict[int, list[_NewBatch]]:
         """Return the batches that may have been committed after the checkpoint, by partition id, in their probable order."""
         ended = {row[0]: bool(row[3]) for row in self._checkpoint.tables["writers"]}
-        marks = {epoch: (sequence, ended.get(epoch, True)) for epoch, sequence in self._checkpoint.tables["resolved_marks"]}
+        # One that registered between the two reads has a mark and no row: it is alive.
+        marks = {epoch: (sequence, ended.get(epoch, False)) for epoch, sequence in self._checkpoint.tables["resolved_marks"]}
         covered: dict[tuple[int, int, int], list[tuple[int, int]]] = defaultdict(list)
         for extents in self._checkpoint.extents.values():
             for extent in extents:
