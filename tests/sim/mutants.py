@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from tidelog.broker import (
     broker,
+    checkpointer,
     cleaner,
     decisions,
     intake,
@@ -38,6 +39,7 @@ from tidelog.broker import (
     orphans,
     outbox,
     reader,
+    rebuild,
     retention,
     runs,
     uploads,
@@ -51,7 +53,7 @@ from tidelog.broker.references import Accepted, CommittedExtents
 from tidelog.broker.requests import Bound, OffsetFound
 from tidelog.errors import BrokerIdTaken, CorruptBatch, Fenced, OutcomeUnknown, StoreOutcomeUnknown, TimedOut
 from tidelog.metadata import cleaning as cleaning_verbs
-from tidelog.metadata import commits, extents
+from tidelog.metadata import commits, extents, snapshot
 from tidelog.metadata import leadership as leadership_verbs
 from tidelog.metadata import membership as membership_verbs
 from tidelog.metadata import retention as retention_verbs
@@ -944,6 +946,48 @@ def _(patch: Patch) -> None:
     async def nothing(self: retention.DeletedTopics) -> None: ...
 
     patch.setattr(retention.DeletedTopics, "work", nothing)
+
+
+# ---- checkpoints, and what is rebuilt of them
+
+
+@mutant("a checkpoint leaves out the first extent that came since the one before", breaks="rebuild", within=20)
+def _(patch: Patch) -> None:
+    def later(tx: Transaction, *, positions: Any, **asked: Any) -> Any:
+        return snapshot.read_progress(tx, positions=[(partition_id, at + bool(at)) for partition_id, at in positions], **asked)
+
+    later.__name__ = "read_progress"
+    patch.setattr(checkpointer, "read_progress", later)
+
+
+@mutant("a rebuilt store gives broker epochs again", breaks="I6", within=20)
+def _(patch: Patch) -> None:
+    patch.setattr(rebuild, "EPOCH_LEAP", 0)
+
+
+@mutant("a rebuild takes brokers that no checkpoint names for ended ones", breaks="rebuild", within=40)
+def _(patch: Patch) -> None:
+    def final(_: Any, segment: tuple[int, int], marks: Any) -> bool:
+        sequence, ended = marks.get(segment[0], (-1, True))
+        return bool(ended) or segment[1] <= sequence
+
+    patch.setattr(rebuild._Rebuild, "_is_final", final)
+
+
+@mutant("a rebuild remembers producers that have appended since the checkpoint", breaks="I8", within=20)
+def _(patch: Patch) -> None:
+    producers = rebuild._Rebuild._producers
+
+    def all_of_them(self: Any) -> Any:
+        self._forgotten = set()
+        return producers(self)
+
+    patch.setattr(rebuild._Rebuild, "_producers", all_of_them)
+
+
+@mutant("a rebuild appends what an idempotent producer had sent before", breaks="rebuild", within=40)
+def _(patch: Patch) -> None:
+    patch.setattr(rebuild._Line, "take", lambda self, batch: [batch])
 
 
 # ---- running them

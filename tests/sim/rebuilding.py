@@ -58,7 +58,17 @@ async def look(world: "World", *, whole: bool) -> None:
     for partition_id, (values, log_start, end, leader_epoch, sequences) in shadows.items():
         if partition_id in rebuilt.partitions:
             rebuilt.compare(
-                partition_id, Shadow(0, partition_id, None, leader_epoch, None, log_start, end, values, set(), sequences), whole=whole
+                partition_id,
+                Shadow(
+                    0,
+                    partition_id,
+                    leader_epoch=leader_epoch,
+                    log_start_offset=log_start,
+                    next_offset=end,
+                    values=values,
+                    sequences=sequences,
+                ),
+                whole=whole,
             )
         elif whole:
             world.violation("rebuild: partition lost", partition_id)
@@ -132,7 +142,7 @@ class _Rebuilt:
                     wrong(
                         "producer beyond the log", f"{producer_id} at sequence {last}, offset {base}, but that is certain to {certain_to}"
                     )
-                if certain_to >= shadow.next_offset and shadow.sequences.get(producer_id, (-1, -1)) != (last, base + last - first):
+                if shadow.sequences.get(producer_id, (-1, -1)) != (last, base + last - first):
                     wrong("producer not remembered", f"{producer_id} at sequence {last}, but it is at {shadow.sequences.get(producer_id)}")
 
     def _read(self, partition_id: int, partition: int, log_start: int, end: int) -> list[int]:

@@ -456,17 +456,23 @@ class _Rebuild:
 
     async def _without_duplicates(self, partition: _Partition, batches: Sequence[_NewBatch]) -> list[_NewBatch]:
         """Leave out what an idempotent producer had sent before, and what merged segments beyond the checkpoint hold (byte for byte)."""
-        merged: Counter[tuple[int, ...]] = Counter()
+        placed: dict[int, BatchHeader] = {}
+        """What merged segments hold beyond the checkpoint, by offset: several may hold the same."""
         for key in partition.merged_keys:
             footer = await self._footer(key, self._size(key))
             if footer is not None:
-                merged.update(_bytes_of(header) for header in await self._headers(key, footer.chunks[0]))
+                headers = await self._headers(key, footer.chunks[0])
+                placed |= {h.base_offset: h for h in headers if partition.known_end <= h.base_offset < partition.end}
+        merged = Counter(_bytes_of(header) for header in placed.values())
         lines: dict[tuple[int, int], _Line] = defaultdict(_Line)
         for (partition_id, producer_id), row in self._checkpoint.producers.items():
             if partition_id == partition.partition_id:
                 window = [batch for batch in orjson.loads(row[3]) if batch[2] < partition.known_end]
                 if window:
                     lines[producer_id, row[2]] = _Line((window[-1][1] + 1) % _SEQUENCES)
+        for _, header in sorted(placed.items()):
+            if header.producer_id >= 0:
+                lines[header.producer_id, header.producer_epoch].expected = (header.base_sequence + header.record_count) % _SEQUENCES
         fresh: list[_NewBatch] = []
         for batch in batches:
             header = batch.header
