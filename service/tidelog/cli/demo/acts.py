@@ -200,6 +200,35 @@ async def judge(service: Service, topic: str, load: Load) -> Verdict:
     return Verdict(len(found), lost, len(found) - len(set(found.values())), out_of_order)
 
 
+# ---- the database is deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What `tidelog rebuild` said."""
+
+    objects: int
+    """What was left: everything in the bucket."""
+    topics: int
+    records: int
+    """Those whose offsets are certain."""
+    certain: bool
+    seconds: float
+
+
+async def lose_database(service: Service) -> Rebuilt:
+    """Stop the service, delete its database, rebuild that from the bucket, and start the service again."""
+    await service.stop()
+    for path in service.folder.glob("metadata.db*"):
+        path.unlink()
+    objects = sum(path.is_file() for path in (service.folder / "objects").rglob("*"))
+    began = time.perf_counter()
+    report = await service.rebuild()
+    seconds = time.perf_counter() - began
+    await service.start()
+    return Rebuilt(objects, report["topics"], report["exact_records"], report["certain"], seconds)
+
+
 # ---- what it cost, and what was written where
 
 

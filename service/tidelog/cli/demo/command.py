@@ -37,8 +37,9 @@ def demo(
 ) -> None:
     """See the whole service at work, in under a minute.
 
-    A text of this machine goes in and comes out the same; the service is killed under load and nothing is lost; then: what
-    that cost, and what was written where. Everything that is said was measured or read back. Nothing is left running.
+    A text of this machine goes in and comes out the same; the service is killed under load and nothing is lost; its
+    database is deleted and made anew from the bucket; then: what that cost, and what was written where. Everything that is said
+    was measured or read back. Nothing is left running.
     """
     import asyncio
 
@@ -94,6 +95,7 @@ async def _play(folder: Path, lines: int, *, kept: bool) -> None:
         await _in_and_out(stage, service, text)
         load = Load(max(200, int(text.lines * _LOAD_SHARE) // 4))
         await _killed(stage, service, load)
+        await _database_lost(stage, service, text, load)
     _looked_at(stage, folder, text, load)
     _next(stage, folder if kept else None)
     stage.line(
@@ -157,6 +159,29 @@ async def _killed(stage: "Stage", service: "Service", load: "Load") -> None:
     if (verdict.read, verdict.lost, verdict.repeated, verdict.out_of_order) != (load.total, 0, 0, 0):
         fail(f"{len(load.acknowledged):,} records were acknowledged and {verdict.read:,} read back: {facts}; please report this")
     stage.good(f"{len(load.acknowledged):,} records acknowledged, {verdict.read:,} read back: {facts}")
+
+
+async def _database_lost(stage: "Stage", service: "Service", text: "Text", load: "Load") -> None:
+    from tidelog.cli.demo import acts
+
+    stage.act("The database is deleted")
+    rebuilt = await acts.lose_database(service)
+    stage.line(f"The service was stopped, and metadata.db is gone: what is left is {rebuilt.objects:,} objects in the bucket.")
+    stage.line(
+        f"tidelog rebuild made a new one of these in {rebuilt.seconds:.1f} s: {rebuilt.topics} topics, {rebuilt.records:,} records at their"
+        f" offsets, {'nothing' if rebuilt.certain else 'something'} in doubt; process {service.process_id} serves them"
+    )
+    with stage.bar("reading", text.lines + load.total) as step:
+        read = await acts.read_text(service, TEXT_TOPIC, step)
+        verdict = await acts.judge(service, LOAD_TOPIC, load)
+        step(verdict.read)
+    same = sum(acts.digest(piece.lines) == acts.digest(read.lines.get(piece.key, ())) for piece in text.pieces)
+    if (same, verdict.read, verdict.lost) != (len(text.pieces), load.total, 0) or not rebuilt.certain:
+        fail(
+            f"after the rebuild {same:,} of {len(text.pieces):,} keys of the text were as before, and {verdict.lost:,} of"
+            f" {len(load.acknowledged):,} acknowledged records lost; please report this"
+        )
+    stage.good(f"{same:,} keys of the text equal, {verdict.read:,} records of the load read back: {verdict.lost} lost")
 
 
 def _looked_at(stage: "Stage", folder: Path, text: "Text", load: "Load") -> None:

@@ -1,6 +1,7 @@
 """`tidelog dev` as a process of its own, which the demo starts, kills and starts again."""
 
 import asyncio
+import json
 import re
 import signal
 import sys
@@ -8,6 +9,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from tidelog.errors import NotReady
 
@@ -57,6 +60,27 @@ class Service:
             raise NotReady("\n".join([f"the demo's service was started, but did not begin within {_START_S:g} s; it said:", *told]))
         self.address, self._ports, self.metrics = found[1], (found[2], found[4]), found[3]
         self.start_s = time.perf_counter() - began
+
+    async def rebuild(self) -> dict[str, Any]:
+        """Make the metadata store anew with `tidelog rebuild`; return its report. Raises NotReady with what it printed."""
+        places = [
+            "--bucket",
+            f"file://{quote(str(self.folder / 'objects'))}",
+            "--metadata",
+            f"sqlite:///{quote(str(self.folder / 'metadata.db'))}",
+        ]
+        command = [sys.executable, "-m", "tidelog", "rebuild", *places, "--format", "json"]
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+        try:
+            told, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if process.returncode:
+            raise NotReady(f"the demo's metadata store was to be rebuilt, but that failed: {errors.decode(errors='replace')}")
+        report: dict[str, Any] = json.loads(told)
+        return report
 
     async def kill(self) -> int:
         """End the process at once, wherever it is; return its number."""
