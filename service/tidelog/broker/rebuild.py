@@ -298,6 +298,8 @@ class _Rebuild:
         self._objects: dict[Segment, tuple[IntakeKey | MergedKey, int]] = {}
         """All segments that are there, with their sizes."""
         self._writers = {row[0]: row for row in checkpoint.tables["writers"]}
+        self._writers_of_merged: dict[int, tuple[Any, ...]] = {}
+        """Of whom nothing but merged segments are known, whose keys do not need the incarnation."""
         names = {row[0]: row[1] for row in checkpoint.tables["topics"]}
         self._partitions = {row[0]: _Partition(row, names[row[1]]) for row in sorted(checkpoint.tables["partitions"]) if row[1] in names}
         self._by_number = {(p.topic_id, p.partition): p for p in self._partitions.values()}
@@ -380,6 +382,7 @@ class _Rebuild:
                 what = f"segment {extent.sequence} of broker epoch {extent.broker_epoch} is not in the bucket"
                 self._report.missing.append(partition.place(extent.base_offset, extent.next_offset, what))
             self._report.exact_records += extent.record_count
+            self._know_writer((extent.broker_epoch, extent.sequence))
         partition.extents = [candidate.extent for candidate in kept]
         partition.end = max(partition.end, *(extent.next_offset for extent in partition.extents), 0)
         partition.log_start = min(partition.log_start, partition.end)
@@ -389,6 +392,16 @@ class _Rebuild:
             if candidate.extent.base_offset >= partition.end:
                 what = "a merged segment holds them, but nothing tells what lies between the checkpoint's end and them; left aside"
                 self._report.unplaced.append(partition.place(candidate.extent.base_offset, candidate.extent.next_offset, what))
+
+    def _know_writer(self, segment: Segment) -> None:
+        """Note who wrote a segment, where that broker registered after the checkpoint had read the writers: its key tells."""
+        if segment[0] not in self._writers and segment in self._objects:
+            key, _ = self._objects[segment]
+            incarnation = key.incarnation if isinstance(key, IntakeKey) else ""
+            if incarnation:
+                self._writers[segment[0]] = (segment[0], key.broker_id, incarnation, 1)
+            else:
+                self._writers_of_merged.setdefault(segment[0], (segment[0], key.broker_id, "", 1))
 
     # ---- what is not
 
@@ -491,10 +504,7 @@ class _Rebuild:
         """Give offsets to batches, one extent for those that follow on each other in a segment."""
         epoch = partition.leader_epoch + EPOCH_LEAP
         for batch in batches:
-            key, _ = self._objects[batch.segment]
-            assert isinstance(key, IntakeKey)
-            writer = (key.broker_epoch, key.broker_id, key.incarnation, 1)
-            self._writers.setdefault(key.broker_epoch, writer)
+            self._know_writer(batch.segment)
             header = batch.header
             before = partition.extents[-1] if partition.extents else None
             if (
@@ -586,7 +596,7 @@ class _Rebuild:
         offsets = [row for row in tables["group_offsets"] if row[1] in self._partitions]
         report.group_offsets = len(offsets)
         marks = {row[0]: row for row in tables["resolved_marks"]}
-        writers = [(*row[:3], 1) for _, row in sorted(self._writers.items())]
+        writers = [(*row[:3], 1) for _, row in sorted((self._writers_of_merged | self._writers).items())]
         contents: dict[str, list[tuple[Any, ...]]] = {
             "topics": topics,
             "partitions": partitions,
