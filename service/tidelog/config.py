@@ -194,6 +194,17 @@ class Settings(BaseModel):
     cleaner_listed_objects: int = _count(10_000, le=1_000_000, description="Objects listed in one round of the cleaner.")
     cleaner_retry_ms: int = _milliseconds(3_600_000, ge=10, description="What failed again and again is tried no more often than this.")
 
+    # ---- cost
+    put_dollars_per_1000: float = Field(0.005, ge=0, le=1000, description="Price of 1,000 PUT or LIST requests, in US dollars.")
+    get_dollars_per_1000: float = Field(0.0004, ge=0, le=1000, description="Price of 1,000 GET or HEAD requests, in US dollars.")
+    storage_dollars_per_gib_month: float = Field(0.023, ge=0, le=1000, description="Price of keeping a GiB for a month, in US dollars.")
+    storage_count_interval_ms: int = _milliseconds(
+        600_000, description="How often what is kept is added up, by one broker, for the bill; 0: never."
+    )
+    metrics_most_topics: int = _count(
+        100, ge=0, le=10_000, description="Topics whose bytes are counted one by one, the first that come; the others are counted together."
+    )
+
     # ---- server
     max_connections: int = _count(10_000, description="Connections at once.")
     max_streams_per_connection: int = _count(1000, description="Calls at once on one connection.")
@@ -241,6 +252,7 @@ GROUPS = {
     "Topics": "default_partitions",
     "Checkpoints": "checkpoint_interval_ms",
     "Retention and cleaning": "retention",
+    "Cost": "put_dollars_per_1000",
     "Server": "max_connections",
     "Telemetry": "log_format",
 }

@@ -15,6 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from tidelog.costs import Prices
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -79,8 +82,10 @@ class MetricDescription:
 class Metrics:
     """The metrics of one broker, as attributes."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, *, prices: Prices | None = None, most_topics: int = 100) -> None:
         """Register everything with `registry`; None makes one."""
+        self._most_topics = most_topics
+        self._topics: dict[str, Counter] = {}
         self.registry = registry or CollectorRegistry()
         self.described: list[MetricDescription] = []
         self._stores: list[RequestCounts] = []
@@ -207,6 +212,16 @@ class Metrics:
         self.store_bytes = self._counters("store_bytes", "Bytes written and read.", "operation", ("put", "get"))
         self.described += _request_descriptions()
         self.registry.register(_Requests(self._stores))
+        self.described += [_DOLLARS, _PRICES]
+        self.registry.register(_Dollars(prices or Prices(), self._stores, self.store_calls))
+
+        # ---- cost
+        self._topic_bytes = self._declare(
+            Counter, "topic_taken_bytes", "Bytes taken in by topic; those beyond `metrics_most_topics` under no name.", {"topic": ()}
+        )
+        self.stored_bytes = self._gauge(
+            "stored_bytes", "Bytes that extents refer to, as this broker has last added them up; 0 where another one does."
+        )
 
         # ---- calls: methods are known when they are first called; those that do not exist are not counted
         self.grpc_calls = self._declare(Counter, "grpc_calls", "Calls that have ended, by gRPC status.", {"method": (), "code": ()})
@@ -226,6 +241,16 @@ class Metrics:
     def count_reading_of(self, counts: Callable[[], Mapping[str, float]]) -> None:
         """Show what a reader counts itself, by the names of `_READING`."""
         self._reading.append(counts)
+
+    def topic_taken(self, topic: str, count: int) -> None:
+        """Count bytes taken in for a topic."""
+        counter = self._topics.get(topic)
+        if counter is None:
+            name = topic if len(self._topics) < self._most_topics else ""
+            counter = self._topic_bytes.labels(name)
+            if name:
+                self._topics[topic] = counter
+        counter.inc(count)
 
     def transaction(self, verb: str) -> tuple[Mapping[str, Counter], Histogram]:
         """Return the counters of a metadata verb by outcome, and the histogram of its seconds."""
@@ -354,6 +379,46 @@ class _Requests(Collector):
         hedges.add_metric([], sum(store.hedges for store in self._stores))
         retries.add_metric([], sum(store.retries for store in self._stores))
         yield from (requests, hedges, retries)
+
+
+class _Dollars(Collector):
+    """Shows what requests have cost: those that S3 has really got, else as many as there were calls."""
+
+    def __init__(
+        self, prices: Prices, stores: Sequence[RequestCounts], calls: Mapping[StoreOperation, Mapping[StoreOutcome, Counter]]
+    ) -> None:
+        self._prices = prices
+        self._stores = stores
+        self._calls = calls
+
+    def collect(self) -> Iterator[Metric]:
+        dollars = CounterMetricFamily(_DOLLARS.name, _DOLLARS.sentence, labels=("operation",))
+        prices = GaugeMetricFamily(_PRICES.name, _PRICES.sentence, labels=("of",))
+        for operation in get_args(StoreOperation):
+            price = self._prices.of_request(operation)
+            sent: float = sum(store.requests.get(operation, 0) for store in self._stores)
+            if not self._stores:
+                sent = sum((sample.value for counter in self._calls[operation].values() for sample in _totals(counter)), 0.0)
+            dollars.add_metric([operation], sent * price)
+            prices.add_metric([operation], price)
+        prices.add_metric(["gib_month"], self._prices.storage_dollars_per_gib_month)
+        yield from (dollars, prices)
+
+
+def _totals(counter: Counter) -> Iterator[Sample]:
+    for family in counter.collect():
+        yield from (sample for sample in family.samples if sample.name.endswith("_total"))
+
+
+_DOLLARS = MetricDescription(
+    "tidelog_store_dollars_total",
+    "counter",
+    "What the requests of the object store have cost, at the prices of the settings.",
+    {"operation": get_args(StoreOperation)},
+)
+_PRICES = MetricDescription(
+    "tidelog_price_dollars", "gauge", "Prices: of one request, and of a GiB for a month.", {"of": (*get_args(StoreOperation), "gib_month")}
+)
 
 
 def _request_descriptions() -> tuple[MetricDescription, MetricDescription, MetricDescription]:

@@ -2,12 +2,13 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import tidelog
 
-from tests.command_line import COMMAND, columns_of, done, environment, invoke, on_terminal, refused
+from tests.command_line import COMMAND, Service, columns_of, done, environment, invoke, on_terminal, refused
 
 
 def test_a_topics_life(server: str, topic: str) -> None:
@@ -144,3 +145,37 @@ def complete(words: str, server: str) -> list[str]:
     asked = subprocess.run(COMMAND, capture_output=True, text=True, env=environment(server, **variables), timeout=60)
     assert asked.stderr == ""
     return asked.stdout.split()
+
+
+def test_what_the_bucket_charges(dev_service: Service, topic: str) -> None:
+    """The interval's appends are those of a producer beside it."""
+    server, metrics = dev_service.server, dev_service.metrics
+    done("topics", "create", topic, server=server)
+    with subprocess.Popen(
+        [*COMMAND, "cluster", "cost", "--interval", "4", "--metrics", metrics, "--format", "json"],
+        stdout=subprocess.PIPE,
+        env=environment(server),
+        text=True,
+    ) as looking:
+        until = time.monotonic() + 5
+        while looking.poll() is None and time.monotonic() < until:
+            produced = subprocess.run([*COMMAND, "produce", topic], input=b"x" * 1000 + b"\n", env=environment(server), capture_output=True)
+            assert produced.returncode == 0
+        assert looking.stdout
+        cost = json.loads(looking.stdout.read())
+    assert looking.returncode == 0
+    assert (cost["brokers"], cost["silent"]) == (1, [])
+    assert cost["requests"]["put"] >= 1
+    assert cost["appended_bytes"] >= 1000
+    assert cost["dollars_per_hour"]["put"] == pytest.approx(cost["requests"]["put"] / 4 * 3600 * 0.005 / 1000)
+    month = sum(cost["dollars_per_hour"].values()) * 730 + cost["storage_dollars_per_month"]
+    assert cost["dollars_per_month"] == pytest.approx(month)
+    assert topic in cost["topic_shares"] or len(cost["topic_shares"]) > 100
+    shown = done("cluster", "cost", "--interval", "0.1", "--metrics", metrics, server=server)
+    assert shown.startswith("1 of 1 brokers, over 0.1 s\n")
+    assert "a month, were all hours like this" in shown
+
+
+def test_a_bill_without_metrics_says_so(server: str) -> None:
+    told = refused("cluster", "cost", "--interval", "0.1", "--metrics", "127.0.0.1:1", server=server)
+    assert "none answers; name them with --metrics" in told

@@ -25,6 +25,8 @@ NEED_WEATHER = {
 NEED_S3 = {"store_requests_total", "store_hedges_total", "store_retries_total"}
 NEED_MERGING = {name.removeprefix("tidelog_") for name in (each.name for each in Metrics().described) if "_merge" in name}
 """Minutes, with its settings as they are: `test_merging` looks at these."""
+NEED_TIME = {"stored_bytes"}
+"""Added up every ten minutes."""
 NOTHING_IS_UNDER_WAY = {
     "intake_bytes",
     "uploads_in_flight",
@@ -86,6 +88,6 @@ async def test_a_service_at_work_moves_every_metric(tmp_path: Path) -> None:
                 await asyncio.sleep(0.1)
     described = {description.name.removeprefix("tidelog_") for description in Metrics().described}
     still = {name for name in described if not found[f"tidelog_{name}"]}
-    expected = NEED_OTHER_BROKERS | NEED_WEATHER | NEED_S3 | NEED_MERGING | NOTHING_IS_UNDER_WAY
+    expected = NEED_OTHER_BROKERS | NEED_WEATHER | NEED_S3 | NEED_MERGING | NEED_TIME | NOTHING_IS_UNDER_WAY
     assert still - expected == set(), "nothing counts these"
     assert expected <= described

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 from tidelog.broker.cache import ReadStats
 from tidelog.clock import SystemClock
+from tidelog.costs import Prices
 from tidelog.errors import Fenced, MetadataUnavailable, ObjectExists, ObjectNotFound, StoreUnavailable
 from tidelog.executors import InlineExecutor
 from tidelog.metadata.marks import report_resolved
@@ -32,7 +33,7 @@ def series(metrics: Metrics) -> Iterator[str]:
             yield re.split(r"[{ ]", line)[0]
 
 
-def test_an_idle_broker_shows_every_metric_but_those_of_verbs_and_calls() -> None:
+def test_an_idle_broker_shows_every_metric_but_those_of_verbs_calls_and_topics() -> None:
     metrics = Metrics()
     shown = {name.removesuffix("_bucket") for name in series(metrics)}
     assert {description.name for description in metrics.described} - shown == {
@@ -41,11 +42,33 @@ def test_an_idle_broker_shows_every_metric_but_those_of_verbs_and_calls() -> Non
         "tidelog_grpc_calls_total",
         "tidelog_grpc_call_seconds",
         "tidelog_grpc_open_calls",
+        "tidelog_topic_taken_bytes_total",
     }
 
 
+def test_topics_beyond_the_limit_are_counted_together() -> None:
+    metrics = Metrics(most_topics=2)
+    for number, topic in enumerate(("a", "b", "c", "d", "a"), 1):
+        metrics.topic_taken(topic, number)
+    [family] = [family for family in metrics.registry.collect() if family.name == "tidelog_topic_taken_bytes"]
+    counts = {sample.labels["topic"]: sample.value for sample in family.samples if sample.name.endswith("_total")}
+    assert counts == {"a": 6, "b": 2, "": 7}
+
+
+def test_requests_are_priced_as_the_settings_say() -> None:
+    metrics = Metrics(prices=Prices(put_dollars_per_1000=2, get_dollars_per_1000=1))
+    metrics.store_calls["put"]["done"].inc(500)
+    metrics.store_calls["put"]["unknown"].inc(500)
+    metrics.store_calls["head"]["not_found"].inc(100)
+    metrics.store_calls["delete"]["done"].inc(100)
+    [family] = [family for family in metrics.registry.collect() if family.name == "tidelog_store_dollars"]
+    assert {sample.labels["operation"]: sample.value for sample in family.samples} == {
+        "put": pytest.approx(2), "get": 0, "head": pytest.approx(0.1), "list": 0, "delete": 0,
+    }  # fmt: skip
+
+
 def test_what_a_scrape_shows_is_described_and_no_label_has_values_without_end() -> None:
-    """Labels whose values are not listed are those that the code alone can add to: verbs, methods, what runs."""
+    """Labels whose values are not listed are those that the code alone can add to: verbs, methods, what runs; and topics, up to a limit."""
     metrics = Metrics()
     described = {description.name: description for description in metrics.described}
     for family in metrics.registry.collect():
@@ -56,7 +79,7 @@ def test_what_a_scrape_shows_is_described_and_no_label_has_values_without_end() 
             for sample in family.samples:
                 assert set(sample.labels) - {"le"} == set(described[name].labels)
     unlisted = {label for description in metrics.described for label, values in description.labels.items() if not values}
-    assert unlisted == {"verb", "method", "code", "version", "python"}
+    assert unlisted == {"verb", "method", "code", "version", "python", "topic"}
 
 
 def test_what_readers_count_is_shown_for_all_of_them_together() -> None:

@@ -242,12 +242,14 @@ class Broker:
         try:
             if self._clock.monotonic() >= self._refuse_from:
                 raise Draining("this broker was asked to drain; the append was not done: send it to another broker")
-            return self._living().intake.append(ref, request)
+            taken = self._living().intake.append(ref, request)
         except TidelogError as error:
             result = append_result(error)
             self._metrics.appends[result].inc()
             self._metrics.append_bytes[result].inc(len(request.batches))
             raise
+        self._metrics.topic_taken(request.topic, len(request.batches))
+        return taken
 
     async def ensure_topic(self, topic: str) -> Topic:
         """Return a topic that `append` does not know yet, and does from then on; make it where that is done. Raises UnknownTopic."""

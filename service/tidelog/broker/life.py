@@ -19,6 +19,7 @@ from tidelog.broker.merging import Merging
 from tidelog.broker.outbox import Outbox
 from tidelog.broker.references import CommittedExtents, Peers
 from tidelog.broker.retention import DeletedTopics, Releases, Retention
+from tidelog.broker.storage import StorageCount
 from tidelog.broker.uploads import Identity, Uploads
 from tidelog.clock import Clock
 from tidelog.config import Settings
@@ -130,6 +131,7 @@ class Life:
             chance=chance,
             metrics=metrics,
         )
+        self._storage = StorageCount(store=store, settings=settings, clock=clock, metrics=metrics, is_mine=self._lives_longest)
 
     def look_again(self) -> None:
         """Ask the metadata store now who is a member and who leads, rather than at the next poll."""
@@ -148,6 +150,8 @@ class Life:
                 parts.create_task(self.intake.run())
                 parts.create_task(self.merging.run())
                 parts.create_task(self._watch())
+                if self._settings.storage_count_interval_ms:
+                    parts.create_task(self._storage.run())
                 if self._settings.checkpoint_interval_ms:
                     parts.create_task(self.checkpointer.run())
                 if self._settings.retention:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tidelog.cli.cost import cost
 from tidelog.cli.quantities import counted, shown_bytes
 from tidelog.cli.session import Format, Output, client_command, run, screen, show_json, show_table
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from tidelog.client.admin import BrokerDescription
     from tidelog.client.client import Log
 
-app = typer.Typer(help="Look at the brokers, drain one; see what would be deleted.", no_args_is_help=True)
+app = typer.Typer(help="Look at the brokers and the bill; drain one; see what would be deleted.", no_args_is_help=True)
 
 BROKER_COLUMNS = {
     "broker": "left", "address": "left", "zone": "left", "epoch": "right", "lease": "right", "leads": "right", "state": "left",
@@ -104,3 +105,6 @@ def clean(
             show_table(PLAN_COLUMNS, rows)
 
     run(work)
+
+
+app.command()(cost)

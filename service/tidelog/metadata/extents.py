@@ -188,6 +188,17 @@ def find_references(tx: Transaction, *, segments: Iterable[tuple[int, int, int]]
     return find_extents(tx, segments=wanted), over
 
 
+def stored_bytes(tx: Transaction, *, after: int, limit: int) -> tuple[tuple[int, int], ...]:
+    """Return how many bytes the extents of partitions refer to, as (partition id, bytes), for up to `limit` beyond the id `after`."""
+    rows = tx.rows(
+        "SELECT p.partition_id, (SELECT CAST(coalesce(sum(e.length), 0) AS bigint) FROM extents e WHERE e.partition_id = p.partition_id)"
+        " AS bytes FROM partitions p WHERE p.partition_id > :after ORDER BY p.partition_id LIMIT :most",
+        after=after,
+        most=limit,
+    )
+    return tuple((row.partition_id, row.bytes) for row in rows)
+
+
 def offset_for_time(tx: Transaction, *, partition_id: int, timestamp_ms: int) -> Extent | None:
     """Return the first readable extent that holds a record of this time or a later one; None where there is none."""
     rows = tx.rows(

@@ -18,6 +18,7 @@ from prometheus_client import disable_created_metrics
 from tidelog.broker.broker import Broker
 from tidelog.clock import Clock, SystemClock
 from tidelog.config import Settings
+from tidelog.costs import Prices
 from tidelog.errors import InvalidSettings, TidelogError
 from tidelog.executors import ThreadExecutor
 from tidelog.metrics import Metrics
@@ -96,7 +97,9 @@ async def serve(settings: Settings, *, greet: Greet | None = None, stopping: asy
 
 async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Server]:
     """Open everything from the stores upwards; the stack closes it from the server downwards."""
-    clock, chance, metrics = SystemClock(), system_random(), Metrics()
+    clock, chance = SystemClock(), system_random()
+    prices = Prices(settings.put_dollars_per_1000, settings.get_dollars_per_1000, settings.storage_dollars_per_gib_month)
+    metrics = Metrics(prices=prices, most_topics=settings.metrics_most_topics)
     bucket = await _once_there(lambda: open_bucket(settings, metrics=metrics, clock=clock, chance=chance), chance)
     stack.push_async_callback(bucket.close)
     store = await _once_there(lambda: open_metadata(settings, metrics=metrics, clock=clock), chance)
