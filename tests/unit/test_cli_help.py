@@ -36,6 +36,7 @@ def test_there_is_every_command_that_users_are_promised() -> None:
     assert leaves >= {
         "dev", "broker", "topics create", "topics list", "topics describe", "topics alter", "topics delete", "produce", "consume",
         "cluster describe", "cluster drain", "ping", "top", "segment dump", "bench produce", "bench consume", "bench latency", "certify",
+        "rebuild", "cluster cost",
     }  # fmt: skip
 
 
