@@ -32,6 +32,8 @@ _LEASE_INTERVALS = 3
 """A cleaner keeps its lease for so many of its intervals."""
 _MOST_AT_ONCE = 1000
 """Objects in one DELETE: as many as S3 takes."""
+_LEAST_AT_ONCE = 32
+"""Segments condemned in one step, however slow; each may have an extent in every partition."""
 _log = get_logger(__name__)
 
 
@@ -50,7 +52,7 @@ class Cleaner:
         self._chance = chance
         self._metrics = metrics
         self._scan = OrphanScan(store=store, bucket=bucket, settings=settings, clock=clock, metrics=metrics)
-        self._steps = Steps(most=_MOST_AT_ONCE, clock=clock)
+        self._steps = Steps(least=_LEAST_AT_ONCE, most=_MOST_AT_ONCE, clock=clock)
         self._quarantine = Quarantine("cleaning", first_ms=settings.cleaner_interval_ms, retry_ms=settings.cleaner_retry_ms, clock=clock)
         self._clock = clock
         self._renew_at = 0.0

@@ -28,6 +28,8 @@ _PARTITIONS = 1000
 """Looked at in one statement."""
 _TOPICS = 100
 """Deleted topics that are worked on in one round."""
+_LEAST = 1000
+"""Rows in one step, however slow: with fewer, releasing would fall behind intake on a machine that is busy."""
 _log = get_logger(__name__)
 
 
@@ -38,7 +40,7 @@ class Releases:
         self._broker_epoch = broker_epoch
         self._store = store
         self._metrics = metrics
-        self._steps = Steps(most=settings.release_extents, clock=clock)
+        self._steps = Steps(least=_LEAST, most=settings.release_extents, clock=clock)
         self._poisoned: set[int] = set()
 
     async def release(self, partition_ids: Sequence[int]) -> None:
@@ -126,7 +128,7 @@ class DeletedTopics:
         self._store = store
         self._releases = releases
         self._metrics = metrics
-        self._steps = Steps(most=settings.release_extents, clock=clock)
+        self._steps = Steps(least=_LEAST, most=settings.release_extents, clock=clock)
 
     async def work(self) -> None:
         """Take away what can be: all of the topics that are deleted by now, but for their objects."""
