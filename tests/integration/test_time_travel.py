@@ -45,3 +45,12 @@ async def test_a_broker_does_not_begin_on_a_bucket_with_segments_of_an_epoch_tha
         await cluster.store.run(lambda tx: [tx.execute(statement) for statement in statements])  # type: ignore[func-returns-value]
         with pytest.raises(TimeTravel, match="epochs below 1, but the bucket holds 'intake/one/0000000001/"):
             await cluster.start("two")
+
+
+async def test_a_stray_object_among_the_segments_keeps_nobody_from_beginning() -> None:
+    async with open_cluster() as cluster:
+        for key in ("intake/readme", "intake/one/readme"):
+            await cluster.bucket.put_new(key, [b"not ours"])
+        broker = await cluster.start("one")
+        await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+        await append(broker, "clicks", b"a")

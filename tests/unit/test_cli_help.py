@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_there_is_every_command_that_users_are_promised() -> None:
     assert leaves >= {
         "dev", "broker", "topics create", "topics list", "topics describe", "topics alter", "topics delete", "produce", "consume",
         "cluster describe", "cluster drain", "ping", "top", "segment dump", "bench produce", "bench consume", "bench latency", "certify",
-        "rebuild", "cluster cost",
+        "rebuild", "cluster cost", "cluster clean", "fsck",
     }  # fmt: skip
 
 
@@ -142,3 +143,11 @@ def test_bytes_and_limits_are_shown_short() -> None:
         "0 B", "1,023 B", "1.0 KiB", "1.5 KiB", "150 KiB", "5.0 GiB", "1,024 TiB",
     ]  # fmt: skip
     assert [shown_limit(n) for n in (None, -1, 1024)] == ["default", "unlimited", "1.0 KiB"]
+
+
+def test_every_finding_of_fsck_is_explained_in_the_docs() -> None:
+    from tidelog.broker.findings import FAULTS
+
+    docs = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    for code, fault in FAULTS.items():
+        assert f"| `{code}` | {fault.severity} | {fault.means} | {fault.remedy} |" in docs

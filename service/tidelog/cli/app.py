@@ -9,6 +9,7 @@ from tidelog.cli.broker import BrokerCommand, broker, dev
 from tidelog.cli.certify import certify
 from tidelog.cli.consume import consume
 from tidelog.cli.demo.command import demo
+from tidelog.cli.fsck import fsck
 from tidelog.cli.ping import ping
 from tidelog.cli.produce import produce
 from tidelog.cli.rebuild import rebuild
@@ -52,3 +53,4 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(segment.app, name="segment")
 app.command(cls=BrokerCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(rebuild)
 app.command()(certify)
+app.command()(fsck)

@@ -14,14 +14,15 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Concatenate
+from urllib.parse import quote
 
-from sqlalchemy import StaticPool, create_engine
+from sqlalchemy import Connection, StaticPool, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from tidelog.clock import Clock
 from tidelog.errors import MetadataError, MetadataOutcomeUnknown, MetadataUnavailable, MetadataUnusable
 from tidelog.executors import Effects, Executor
-from tidelog.metadata.migrations import migrate
+from tidelog.metadata.migrations import check, migrate
 from tidelog.metadata.store import P, T, Transaction
 
 IN_MEMORY = ":memory:"
@@ -32,11 +33,14 @@ class SqliteStore:
 
     exclusive = True
 
-    def __init__(self, path: str, connection: sqlite3.Connection, *, executor: Executor, lock: IO[str] | None) -> None:
+    def __init__(
+        self, path: str, connection: sqlite3.Connection, *, executor: Executor, lock: IO[str] | None, begin: str = "BEGIN IMMEDIATE"
+    ) -> None:
         self._path = path
         self._connection = connection
         self._executor = executor
         self._lock = lock
+        self._begin = begin
         self._transactions = Effects()
 
     async def run(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -54,7 +58,7 @@ class SqliteStore:
     def _transact(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         committing = False
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(self._begin)
             try:
                 answer = verb(Transaction(self._connection, self._rows, dialect="sqlite"), *args, **kwargs)
                 committing = True
@@ -88,21 +92,22 @@ class SqliteStore:
             self._lock.close()
 
 
-async def open_sqlite(path: str | Path, *, clock: Clock, executor: Executor) -> SqliteStore:
+async def open_sqlite(path: str | Path, *, clock: Clock, executor: Executor, reading: bool = False) -> SqliteStore:
     """Open, and create or migrate where need be, the store at `path` (`:memory:` for one that dies with the process).
 
+    `reading`: beside the process that has it, to look and change nothing; it must be there, with this release's schema.
     Raises MetadataUnusable where another process has it, or where the file cannot be used.
     """
-    return await executor.run(_open, str(path), clock, executor)
+    return await executor.run(_open, str(path), clock, executor, reading)
 
 
-def _open(path: str, clock: Clock, executor: Executor) -> SqliteStore:
-    lock = None if path == IN_MEMORY else _lock(path)
+def _open(path: str, clock: Clock, executor: Executor, reading: bool) -> SqliteStore:
+    lock = None if path == IN_MEMORY or reading else _lock(path)
     connection: sqlite3.Connection | None = None
     try:
-        connection = _connect(path, clock)
-        _migrate(connection)
-        return SqliteStore(path, connection, executor=executor, lock=lock)
+        connection = _connect(f"file:{quote(path)}?mode=ro" if reading else path, clock)
+        _bring_up_to_date(connection, check if reading else migrate)
+        return SqliteStore(path, connection, executor=executor, lock=lock, begin="BEGIN" if reading else "BEGIN IMMEDIATE")
     except BaseException as error:
         if connection is not None:
             connection.close()
@@ -114,10 +119,10 @@ def _open(path: str, clock: Clock, executor: Executor) -> SqliteStore:
         raise
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def _bring_up_to_date(connection: sqlite3.Connection, how: Callable[[Connection], None]) -> None:
     engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
     with engine.connect() as migrated:
-        migrate(migrated.execution_options(isolation_level="AUTOCOMMIT"))
+        how(migrated.execution_options(isolation_level="AUTOCOMMIT"))
 
 
 @lru_cache(maxsize=1024)
@@ -151,7 +156,8 @@ def _lock(path: str) -> IO[str]:
 
 
 def _connect(path: str, clock: Clock) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    uri = path.startswith("file:")
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512, uri=uri)
     try:
         connection.create_function("tidelog_now_ms", 0, clock.wall_ms)  # so that leases run on the clock that was handed in
         connection.execute("PRAGMA foreign_keys = ON")

@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from tidelog.clock import Clock
 from tidelog.config import Settings
-from tidelog.errors import InvalidSettings
+from tidelog.errors import InvalidSettings, StoreUnusable
 from tidelog.executors import ThreadExecutor
 from tidelog.metadata.metered import MeteredMetadataStore
 from tidelog.metadata.postgres import PostgresSettings, open_postgres
@@ -31,8 +31,14 @@ BUCKET_FORMS = (
 METADATA_FORMS = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:///path/of/a/file, or sqlite:// for one in memory"
 
 
-async def open_bucket(settings: Settings, *, metrics: Metrics, clock: Clock, chance: Random) -> ObjectStore:
+_PATIENT_MS = 120_000
+"""Whoever only reads holds no locks, so nobody waits for it: its statements may take longer than a broker's."""
+
+
+async def open_bucket(settings: Settings, *, metrics: Metrics, clock: Clock, chance: Random, reading: bool = False) -> ObjectStore:
     """Open the object store that `settings.bucket` names. An S3 bucket is proved to keep what Tidelog rests on.
+
+    `reading`: to look and change nothing; so nothing is proved, and a directory must be there.
 
     Raises InvalidSettings, and as the stores do: StoreUnavailable (try again), StoreUnusable.
     """
@@ -40,7 +46,8 @@ async def open_bucket(settings: Settings, *, metrics: Metrics, clock: Clock, cha
     if url.scheme == "s3":
         bucket = await open_s3(s3_settings(settings), clock=clock, chance=chance)
         try:
-            await probe(bucket, chance=chance)
+            if not reading:
+                await probe(bucket, chance=chance)
         except BaseException:
             await bucket.close()
             raise
@@ -51,6 +58,8 @@ async def open_bucket(settings: Settings, *, metrics: Metrics, clock: Clock, cha
         raise _unreadable("bucket", settings.bucket, BUCKET_FORMS)
     store: ObjectStore
     if url.scheme == "file" and url.path.strip("/"):
+        if reading and not _path(url).is_dir():
+            raise StoreUnusable(f"the objects were to be in {str(_path(url))!r}, but there is no such directory; name the right one")
         executor = ThreadExecutor("files", threads=settings.file_threads)
         store = open_directory(_path(url), clock=clock, chance=chance, executor=executor)
     elif url.scheme == "memory" and not url.path:
@@ -62,8 +71,10 @@ async def open_bucket(settings: Settings, *, metrics: Metrics, clock: Clock, cha
     return MeteredObjectStore(store, metrics=metrics, clock=clock)
 
 
-async def open_metadata(settings: Settings, *, metrics: Metrics, clock: Clock) -> MetadataStore:
+async def open_metadata(settings: Settings, *, metrics: Metrics, clock: Clock, reading: bool = False) -> MetadataStore:
     """Open the metadata store that `settings.metadata` names, its schema made or brought up to date.
+
+    `reading`: beside brokers, to look and change nothing; so the schema must be this release's.
 
     Raises InvalidSettings, and as the stores do: MetadataUnavailable (try again), MetadataUnusable.
     """
@@ -73,15 +84,16 @@ async def open_metadata(settings: Settings, *, metrics: Metrics, clock: Clock) -
         store = await open_postgres(
             PostgresSettings(
                 settings.metadata,
-                lease_ttl_ms=settings.lease_ms,
+                lease_ttl_ms=max(settings.lease_ms, _PATIENT_MS) if reading else settings.lease_ms,
                 pool_size=settings.metadata_connections,
                 connect_timeout_ms=settings.metadata_connect_timeout_ms,
-            )
+            ),
+            allow_migration=not reading,
         )
     elif url.scheme == "sqlite":
         _no_more("metadata", settings.metadata, url, METADATA_FORMS)
         path = str(_path(url)) if url.path.strip("/") else IN_MEMORY
-        store = await open_sqlite(path, clock=clock, executor=ThreadExecutor("sqlite", threads=1))
+        store = await open_sqlite(path, clock=clock, executor=ThreadExecutor("sqlite", threads=1), reading=reading)
     else:
         raise _unreadable("metadata", settings.metadata, METADATA_FORMS)
     return MeteredMetadataStore(store, metrics=metrics, clock=clock)
