@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import dataclass
 
+from tidelog.broker.verification import Scope, verify_store
+from tidelog.executors import InlineExecutor
 from tidelog.metadata.store import Transaction
 from tidelog.metadata.topics import create_topic
 from tidelog.segments.keys import parse_key
@@ -112,6 +114,18 @@ async def at_rest(world: World) -> None:
             world.violation("sequence held for ever", f"{process.label} holds {sorted(lent)}")
 
 
+async def verified(world: World) -> None:
+    """Check everything as `tidelog fsck` does: at the stores themselves, while brokers go on with what they do by themselves."""
+    report = await verify_store(
+        world.store, world.bucket, scope=Scope(look_again_after_s=0.5), clock=world.clock, executor=InlineExecutor()
+    )
+    for finding in report.findings:
+        if finding.severity != "waste" or finding.code in ("damaged-remains", "unnoted-release", "strange-object"):
+            world.violation(f"fsck: {finding.code}", finding.sentence)
+    world.counts["fsck: segments"] += report.segments
+    world.counts["fsck: looked at again"] += report.looked_at_again
+
+
 async def scenario(world: World, seconds: float) -> None:
     """Run faults for so many seconds; then heal, and look whether all is there."""
     loop = world.loop
@@ -151,6 +165,7 @@ async def scenario(world: World, seconds: float) -> None:
         await rebuilding.look(world, whole=True)
     for name, what in await world.run(look):
         world.violation(name, what)
+    await verified(world)
     for row in await states(world):
         world.ends[row.partition], world.log_starts[row.partition] = row.next_offset, row.log_start_offset
 
