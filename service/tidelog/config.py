@@ -167,6 +167,16 @@ class Settings(BaseModel):
     default_retention_ms: int = Field(7 * 24 * 3600 * 1000, ge=-1, description="How long records are kept; -1: for ever.")
     default_retention_bytes: int = Field(-1, ge=-1, description="Bytes kept per partition; -1: no limit.")
 
+    # ---- scrub
+    scrub_interval_ms: int = _milliseconds(
+        7 * 24 * 3600 * 1000,
+        description="How often the stored bytes of the partitions that are led here are read and checked, beside all else. 0: never.",
+    )
+    scrub_bytes_per_second: int = _bytes(256 * 1024, ge=1024, description="Budget of what a scrub reads.")
+    scrub_reads_per_second: float = Field(
+        1, gt=0, le=10_000, description="Budget of a scrub's ranged GETs, which are paid for; each reads one extent, or 1 MiB of it."
+    )
+
     # ---- checkpoints
     checkpoint_interval_ms: int = _milliseconds(
         30_000,
@@ -250,6 +260,7 @@ GROUPS = {
     "Consume": "cache_bytes",
     "Merging": "merging",
     "Topics": "default_partitions",
+    "Scrub": "scrub_interval_ms",
     "Checkpoints": "checkpoint_interval_ms",
     "Retention and cleaning": "retention",
     "Cost": "put_dollars_per_1000",

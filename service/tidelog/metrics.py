@@ -38,6 +38,8 @@ PassOutcome = Literal["done", "failed"]
 RoundOutcome = Literal["cleaned", "nothing", "failed", "time_travel"]
 """`nothing`: there was nothing to delete; `time_travel`: the metadata store is older than the bucket, so nothing was deleted."""
 DeletionReason = Literal["released", "orphan"]
+ScrubFinding = Literal["sound", "damaged", "missing", "moved", "unread"]
+"""`damaged`, `missing`: records are unreadable, see the log; `moved`: merged or expired meanwhile; `unread`: the store did not answer."""
 StoreOperation = Literal["put", "get", "head", "list", "delete"]
 StoreOutcome = Literal["done", "not_found", "exists", "unavailable", "unknown", "unusable"]
 TransactionOutcome = Literal["done", "refused", "unavailable", "unknown", "unusable"]
@@ -154,6 +156,14 @@ class Metrics:
         self.take_overs = self._counter("take_overs", "Partitions that this broker took over.")
         self.transfers = self._counter("transfers", "Partitions that this broker handed to another.")
         self.fenced = self._counter("fenced", "Times that this broker found its epoch, or a partition's leader epoch, passed.")
+
+        # ---- scrub
+        self.scrubbed = self._counters(
+            "scrub_extents", "Extents whose stored bytes were looked at, by what was found.", "found", get_args(ScrubFinding)
+        )
+        self.scrub_bytes = self._counter("scrub_bytes", "Bytes that a scrub read from the bucket.")
+        self.scrub_looks_again = self._counter("scrub_looks_again", "Looks taken again because the one before found something.")
+        self.scrub_passes = self._counter("scrub_passes", "Times that all partitions led here have been gone through.")
 
         # ---- checkpoints
         self.checkpoints = self._counters(

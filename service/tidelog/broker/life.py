@@ -19,6 +19,7 @@ from tidelog.broker.merging import Merging
 from tidelog.broker.outbox import Outbox
 from tidelog.broker.references import CommittedExtents, Peers
 from tidelog.broker.retention import DeletedTopics, Releases, Retention
+from tidelog.broker.scrub import Scrub
 from tidelog.broker.storage import StorageCount
 from tidelog.broker.uploads import Identity, Uploads
 from tidelog.clock import Clock
@@ -107,6 +108,17 @@ class Life:
             executor=executor,
             metrics=metrics,
         )
+        self.scrub = Scrub(
+            bucket=bucket,
+            catalog=catalog,
+            ledger=self.ledger,
+            lookups=lookups,
+            settings=settings,
+            clock=clock,
+            chance=chance,
+            executor=executor,
+            metrics=metrics,
+        )
         self.checkpointer = Checkpointer(
             identity=identity,
             store=store,
@@ -149,6 +161,7 @@ class Life:
                 parts.create_task(self.ledger.run())
                 parts.create_task(self.intake.run())
                 parts.create_task(self.merging.run())
+                parts.create_task(self.scrub.run())
                 parts.create_task(self._watch())
                 if self._settings.storage_count_interval_ms:
                     parts.create_task(self._storage.run())

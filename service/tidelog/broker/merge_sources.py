@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from tidelog.broker.pace import Slots
+from tidelog.broker.pace import ByteBudget, Slots
 from tidelog.broker.reader import Indexes
 from tidelog.broker.runs import IntakeSpan, MergedRun, StampedBatches, check_merged, first_batch_bytes, plan_merged, stamp_intake
-from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import CorruptSegment
 from tidelog.executors import Executor
@@ -34,23 +33,6 @@ _OFF_LOOP_BYTES = 128 * 1024
 _WORTH_READING_BYTES = 256 * 1024
 """Bytes between two extents of an object that are read for nothing rather than asked for by one more request."""
 _ATTEMPTS = 3
-
-
-class ByteBudget:
-    """Bytes a second, shared by all who spend. Each waits until those before have had their time."""
-
-    def __init__(self, bytes_per_second: int, *, clock: Clock) -> None:
-        self._rate = bytes_per_second
-        self._clock = clock
-        self._free_at = clock.monotonic()
-
-    async def spend(self, size: int) -> None:
-        """Wait for the turn of so many bytes."""
-        now = self._clock.monotonic()
-        wait_s = self._free_at - now
-        self._free_at = max(now, self._free_at) + size / self._rate
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
 
 
 @dataclass(slots=True)

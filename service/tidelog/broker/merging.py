@@ -16,8 +16,8 @@ from tidelog.broker.intake import Intake
 from tidelog.broker.ledger import Ledger
 from tidelog.broker.lookups import Lookups
 from tidelog.broker.merge_plan import MergeLimits, plan
-from tidelog.broker.merge_sources import ByteBudget, MergeSources
-from tidelog.broker.pace import Slots, keep_pace
+from tidelog.broker.merge_sources import MergeSources
+from tidelog.broker.pace import ByteBudget, Slots, keep_pace
 from tidelog.broker.references import CommittedExtents
 from tidelog.broker.uploads import Identity
 from tidelog.clock import Clock

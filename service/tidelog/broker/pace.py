@@ -1,4 +1,6 @@
-"""How many ranged GETs run at once: those for the newest records by a fixed number, those for the past by the loop's lag too.
+"""How many ranged GETs run at once, and how many bytes are read in the background in a second.
+
+GETs for the newest records are limited by a fixed number, those for the past by the loop's lag too.
 
 Whoever reads the past makes work for the event loop that the tail and the produce path share. When the loop lags, fewer
 such reads run at once, down to one; when it does not, they become more again, one at a time.
@@ -82,6 +84,26 @@ class Slots:
             if not turn.done():
                 self._taken += 1
                 turn.set_result(None)
+
+
+class ByteBudget:
+    """Bytes a second (or whatever is spent), shared by all who spend. Each waits until those before have had their time."""
+
+    def __init__(self, bytes_per_second: float, *, clock: Clock) -> None:
+        """0: as much as there is."""
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._free_at = clock.monotonic()
+
+    async def spend(self, size: int) -> None:
+        """Wait for the turn of so many bytes."""
+        if not self._rate:
+            return
+        now = self._clock.monotonic()
+        wait_s = self._free_at - now
+        self._free_at = max(now, self._free_at) + size / self._rate
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
 
 
 async def keep_pace(slots: Slots, *, clock: Clock, max_lag_seconds: float) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from tidelog.broker.findings import MOST_FINDINGS, Finding, Report
 from tidelog.broker.lookups import object_key
 from tidelog.broker.marker import check_epochs, newest_marker, verify
+from tidelog.broker.pace import ByteBudget
 from tidelog.clock import Clock
 from tidelog.errors import (
     CorruptSegment,
@@ -75,24 +76,6 @@ Told = Callable[[str, int, int], None]
 """Hears the stage, how much of it is done, and of how much (0: not known)."""
 
 
-class Pace:
-    """Lets through so many bytes a second, on average; 0: all."""
-
-    def __init__(self, bytes_per_second: int, clock: Clock) -> None:
-        self._bytes_per_second = bytes_per_second
-        self._clock = clock
-        self._free_at = clock.monotonic()
-
-    async def spend(self, count: int) -> None:
-        """Wait until `count` more bytes may be read."""
-        if self._bytes_per_second:
-            now = self._clock.monotonic()
-            begin = max(now, self._free_at)
-            self._free_at = begin + count / self._bytes_per_second
-            if begin > now:
-                await asyncio.sleep(begin - now)
-
-
 async def verify_store(
     store: MetadataStore,
     bucket: ObjectStore,
@@ -122,7 +105,7 @@ class _Check:
         self._clock = clock
         self._executor = executor
         self._told = told
-        self._pace = Pace(scope.bytes_per_second, clock)
+        self._budget = ByteBudget(scope.bytes_per_second, clock=clock)
         self._partition_ids: list[int] | None = None
         """Those in scope; None: all."""
         self.report = Report(scope.full)
@@ -363,7 +346,7 @@ class _Check:
         return found
 
     async def _get(self, key: str, position: int, length: int) -> bytes:
-        await self._pace.spend(length)
+        await self._budget.spend(length)
         content = await self._bucket.get_range(key, position, length)
         self.report.bytes_read += len(content)
         return content

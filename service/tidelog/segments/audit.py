@@ -136,6 +136,35 @@ class RowAudit:
         self._records = self._largest = self._offset = 0
 
 
+class ExtentAudit:
+    """Checks the bytes that one row refers to, without the footer of their segment."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._walk = BatchWalk(claim.position, claim.end)
+        self._rows = RowAudit([claim])
+
+    def feed(self, piece: Buffer) -> str:
+        """Take the bytes that follow; say what is wrong with them, or nothing. After a problem nothing more is to be fed."""
+        try:
+            for header in self._walk.feed(piece):
+                for defect in self._rows.take(header):
+                    return f"at byte {defect.position}: {defect.problem}"
+        except CorruptBatch as error:
+            return str(error)
+        return ""
+
+    def finish(self) -> str:
+        """Say what is wrong once all bytes have been fed, or nothing."""
+        try:
+            self._walk.finish()
+        except CorruptBatch as error:
+            return str(error)
+        for defect in self._rows.finish():
+            return f"at byte {defect.position}: {defect.problem}"
+        return ""
+
+
 class SegmentAudit:
     """Checks all bytes between a segment's header and its footer."""
 
