@@ -22,6 +22,9 @@ NEED_WEATHER = {
     "cleaner_quarantined",
     "retention_poisoned_total",
 }
+NEED_WEATHER = {"failed_polls_total", "missing_objects_total", "corrupt_reads_total"}
+NEED_HOURS = {"scrub_extents_total", "scrub_bytes_total", "scrub_looks_again_total", "scrub_passes_total"}
+"""`tests/integration/test_scrub.py` looks at these."""
 NEED_S3 = {"store_requests_total", "store_hedges_total", "store_retries_total"}
 NEED_MERGING = {name.removeprefix("tidelog_") for name in (each.name for each in Metrics().described) if "_merge" in name}
 """Minutes, with its settings as they are: `test_merging` looks at these."""
@@ -88,6 +91,6 @@ async def test_a_service_at_work_moves_every_metric(tmp_path: Path) -> None:
                 await asyncio.sleep(0.1)
     described = {description.name.removeprefix("tidelog_") for description in Metrics().described}
     still = {name for name in described if not found[f"tidelog_{name}"]}
-    expected = NEED_OTHER_BROKERS | NEED_WEATHER | NEED_S3 | NEED_MERGING | NEED_TIME | NOTHING_IS_UNDER_WAY
+    expected = NEED_OTHER_BROKERS | NEED_WEATHER | NEED_S3 | NEED_MERGING | NEED_TIME | NEED_HOURS | NOTHING_IS_UNDER_WAY
     assert still - expected == set(), "nothing counts these"
     assert expected <= described
