@@ -62,6 +62,8 @@ from tidelog.metadata.extents import ReleasedSource, expired_extents, release_ex
 from tidelog.metadata.marks import final_segments
 from tidelog.metadata.store import Transaction
 from tidelog.records.batch import BatchHeader, batch_end
+from tidelog.segments import format as segments
+from tidelog.segments.audit import ExtentAudit
 from tidelog.segments.format import Origin, encode_intake
 
 from tests.sim.scenario import simulate
@@ -946,6 +948,38 @@ def _(patch: Patch) -> None:
     async def nothing(self: retention.DeletedTopics) -> None: ...
 
     patch.setattr(retention.DeletedTopics, "work", nothing)
+@mutant("segments say that they are another cluster's", breaks="I11", within=10)
+def _(patch: Patch) -> None:
+    patch.setattr(uploads, "Origin", lambda cluster_id, *rest: Origin(cluster_id[::-1], *rest))
+
+
+@mutant("the footer of a segment counts a record too many", breaks="format", within=10)
+def _(patch: Patch) -> None:
+    chunk = segments._chunk
+
+    def counted(source: Any, position: int) -> Any:
+        made = chunk(source, position)
+        return replace(made, record_count=made.record_count + 1)
+
+    patch.setattr(segments, "_chunk", counted)
+
+
+@mutant("a release is not noted for the cleaner", breaks="I7", within=40)
+def _(patch: Patch) -> None:
+    release = extents._release
+
+    def unnoted(tx: Transaction, *args: Any, **kwargs: Any) -> int:
+        moved = release(tx, *args, **kwargs)
+        tx.execute("DELETE FROM released_segments")
+        return moved
+
+    patch.setattr(extents, "_release", unnoted)
+
+
+@mutant("a scrub believes whatever it reads", breaks="scrub", within=10)
+def _(patch: Patch) -> None:
+    patch.setattr(ExtentAudit, "feed", lambda _self, _piece: "")
+    patch.setattr(ExtentAudit, "finish", lambda _self: "")
 
 
 # ---- checkpoints, and what is rebuilt of them

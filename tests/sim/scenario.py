@@ -3,11 +3,15 @@
 import asyncio
 from dataclasses import dataclass
 
+from tidelog.broker.lookups import object_key
 from tidelog.broker.verification import Scope, verify_store
 from tidelog.executors import InlineExecutor
 from tidelog.metadata.store import Transaction
 from tidelog.metadata.topics import create_topic
 from tidelog.segments.keys import parse_key
+from tidelog.metadata.topics import TopicConfig, create_topic
+from tidelog.metadata.verification import segments
+from tidelog.metrics import ScrubFinding
 
 from tests.sim import rebuilding
 from tests.sim.clients import TOPIC, TOPIC_ID, Client, below, connect, doomed, fence, probe, read, states, trim
@@ -20,6 +24,7 @@ from tests.sim.world import World, begin, kill, open_world
 FAULT_SECONDS = 30.0
 HEALED_WITHIN_S = 30.0
 DRAINED_WITHIN_S = 240.0
+ROT_FOUND_WITHIN_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,41 @@ async def verified(world: World) -> None:
     world.counts["fsck: looked at again"] += report.looked_at_again
 
 
+def scrubbed(world: World, found: ScrubFinding) -> int:
+    """Return how many extents all scrubs found so."""
+    return sum(int(process.metrics.scrubbed[found]._value.get()) for process in world.lives)
+
+
+async def rot(world: World) -> None:
+    """No scrub has called anything damage so far; then one bit of what is stored turns, and one must find it."""
+    if missing := scrubbed(world, "missing"):
+        world.violation("scrub: missing, but it was there", missing)
+    if (damaged := scrubbed(world, "damaged")) and not world.counts["body damaged"] + world.counts["body cut"]:
+        world.violation("scrub: damaged, but it was sound", damaged)
+    readable = (
+        "SELECT e.broker_epoch, e.sequence, e.partition_id, e.position FROM extents e JOIN partitions p ON p.partition_id = e.partition_id"
+        " WHERE e.base_offset >= p.log_start_offset ORDER BY 1, 2, 3, 4 LIMIT 1"
+    )
+    found = await world.store.run(lambda tx: tx.rows(readable))
+    if not found:
+        return
+    [segment] = await world.store.run(segments, wanted=[(found[0].broker_epoch, found[0].sequence)])
+    [(extent, place)] = [
+        (each, at) for each, at in segment.extents if (each.partition_id, each.position) == (found[0].partition_id, found[0].position)
+    ]
+    assert place is not None
+    assert segment.writer is not None
+    key = object_key(extent, segment.writer, topic_id=place.topic_id, partition=place.partition)
+    world.bucket.turn_bit(key, extent.position + extent.length - 1)
+    until = world.loop.now + ROT_FOUND_WITHIN_S
+    while scrubbed(world, "damaged") == damaged:
+        if world.loop.now > until:
+            world.violation("scrub: damaged, but not found", f"{key} since {ROT_FOUND_WITHIN_S:g} s")
+            return
+        await asyncio.sleep(1)
+    world.counts["scrub: damage found"] += 1
+
+
 async def scenario(world: World, seconds: float) -> None:
     """Run faults for so many seconds; then heal, and look whether all is there."""
     loop = world.loop
@@ -168,6 +208,7 @@ async def scenario(world: World, seconds: float) -> None:
     await verified(world)
     for row in await states(world):
         world.ends[row.partition], world.log_starts[row.partition] = row.next_offset, row.log_start_offset
+    await rot(world)
 
 
 def simulate(seed: int, *, seconds: float = FAULT_SECONDS, to_first: bool = False, mood: str | None = None) -> Outcome:

@@ -24,6 +24,8 @@ _METRICS = {
     "tidelog_deletions_refused_total": ("",),
     "tidelog_orphan_scans_total": ("",),
     "tidelog_checkpoints_total": ("written", "unchanged", "failed"),
+    "tidelog_scrub_extents_total": (),
+    "tidelog_scrub_passes_total": (),
 }
 _READS = ("memory_hits", "memory_misses", "block_hits", "block_misses", "blocks_ahead", "look_ups", "failed_polls", "feeds_broken",
           "news_gaps", "corrupt_reads")  # fmt: skip
@@ -47,6 +49,7 @@ SOMETIMES = (
     *(f"read: {name}" for name in _READS),
     *("rebuild: done", "rebuild: newer records", "rebuild: duplicates left out", "rebuild: producers forgotten",
       "rebuild: producers kept"),
+    *("fsck: segments", "scrub: damage found", "tidelog_scrub_extents_total sound", "tidelog_scrub_passes_total"),
 )  # fmt: skip
 """Faults, and the branches that brokers take because of them."""
 

@@ -167,6 +167,8 @@ def draw(chance: random.Random, mood: str | None = None) -> Draw:
             checkpoint_interval_ms=chance.choice((0, 200, 1000, 5000)),
             checkpoint_page_rows=chance.choice((10, 5000)),
             checkpoints_kept=chance.choice((1, 2)),
+            scrub_interval_ms=5000,
+            scrub_reads_per_second=5,
         ),
         mood=mood,
         faults=faults or ["pause"],
@@ -190,6 +192,10 @@ class Bucket(MemoryStore):
     def names(self) -> list[str]:
         """Return the keys of all objects."""
         return sorted(self._objects)
+    def turn_bit(self, key: str, position: int) -> None:
+        """Damage an object where it lies."""
+        content, info = self._objects[key]
+        self._objects[key] = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :], info
 
 
 @dataclass
