@@ -558,7 +558,7 @@ async def test_a_busy_healthy_cluster_gives_no_finding(metadata_store: MetadataS
 async def clean(scene: Scene) -> int:
     """Do what the cleaner does."""
     notes = await scene.store.run(released_segments, grace_ms=0, limit=100)
-    verdict = await scene.store.run(condemn, segments=[(note.broker_epoch, note.sequence) for note in notes])
+    verdict = await scene.store.run(condemn, notes=notes)
     doomed = [note for note in notes if (note.broker_epoch, note.sequence) in verdict.condemned]
     await scene.bucket.delete_many([note.key for note in doomed])
     await scene.store.run(forget_released, notes=doomed)

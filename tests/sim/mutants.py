@@ -948,6 +948,8 @@ def _(patch: Patch) -> None:
     async def nothing(self: retention.DeletedTopics) -> None: ...
 
     patch.setattr(retention.DeletedTopics, "work", nothing)
+
+
 @mutant("segments say that they are another cluster's", breaks="I11", within=10)
 def _(patch: Patch) -> None:
     patch.setattr(uploads, "Origin", lambda cluster_id, *rest: Origin(cluster_id[::-1], *rest))

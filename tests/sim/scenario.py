@@ -8,10 +8,9 @@ from tidelog.broker.verification import Scope, verify_store
 from tidelog.executors import InlineExecutor
 from tidelog.metadata.store import Transaction
 from tidelog.metadata.topics import create_topic
-from tidelog.segments.keys import parse_key
-from tidelog.metadata.topics import TopicConfig, create_topic
 from tidelog.metadata.verification import segments
 from tidelog.metrics import ScrubFinding
+from tidelog.segments.keys import parse_key
 
 from tests.sim import rebuilding
 from tests.sim.clients import TOPIC, TOPIC_ID, Client, below, connect, doomed, fence, probe, read, states, trim

@@ -192,6 +192,7 @@ class Bucket(MemoryStore):
     def names(self) -> list[str]:
         """Return the keys of all objects."""
         return sorted(self._objects)
+
     def turn_bit(self, key: str, position: int) -> None:
         """Damage an object where it lies."""
         content, info = self._objects[key]
