@@ -327,7 +327,7 @@ async def released(scene: Scene, before: int) -> None:
     """Do what retention does."""
     [row] = await scene.rows(f"SELECT partition_id, leader_epoch FROM partitions WHERE {CLICKS}")
     await scene.store.run(advance_log_start, partition_id=row.partition_id, leader_epoch=row.leader_epoch, to=before)
-    expired = await scene.store.run(expired_extents, partition_id=row.partition_id, limit=100)
+    expired = (await scene.store.run(expired_extents, partition_ids=[row.partition_id], limit=100)).extents
     wrote = {each.broker_epoch: each for each in await scene.rows("SELECT * FROM writers")}
     sources = [
         ReleasedSource(
@@ -335,7 +335,7 @@ async def released(scene: Scene, before: int) -> None:
         )
         for each in expired
     ]
-    await scene.store.run(release_expired, broker_epoch=1, partition_id=row.partition_id, sources=sources)
+    await scene.store.run(release_expired, broker_epoch=1, sources=sources)
 
 
 async def test_what_retention_leaves_is_sound_and_what_waits_for_the_cleaner_is_counted(scene: Scene) -> None:
