@@ -34,8 +34,8 @@ def look_at_swap(watcher: "Watcher", world: "World", db: Connection, who: str, a
         watcher._violation("swapped, though it may be deleted", shadow.partition_id, f"{what}, whose writer is {writer}")
         return
     at = None
-    rows = "SELECT base_offset, next_offset FROM extents WHERE partition_id = ? ORDER BY base_offset"
-    for base, end in db.execute(rows, [merged.partition_id]).fetchall():
+    rows = "SELECT base_offset, next_offset FROM extents WHERE partition_id = ? AND next_offset > ? ORDER BY base_offset"
+    for base, end in db.execute(rows, [merged.partition_id, shadow.log_start_offset]).fetchall():
         if at is not None and base != at:
             watcher._violation("extents not dense", shadow.partition_id, f"{base} follows {at} after {what}")
         at = end
