@@ -29,6 +29,7 @@ EAGER = QUICK.model_copy(
         "retention_interval_ms": 50,
         "cleaner_interval_ms": 50,
         "reader_grace_ms": 1,
+        "checkpoint_interval_ms": 0,
         "orphan_age_seconds": 0,
         "orphan_scan_interval_ms": 100,
         "cleaner_retry_ms": 100,

@@ -253,7 +253,7 @@ async def test_a_url_that_cannot_be_read_is_named() -> None:
 
 
 async def test_a_missing_schema_is_refused_where_migrations_are_not_allowed(postgres_url: str) -> None:
-    with pytest.raises(MetadataUnusable, match="schema is missing, but this release needs 0001"):
+    with pytest.raises(MetadataUnusable, match="schema is missing, but this release needs 0002"):
         await postgres(postgres_url, allow_migration=False)
     await (await postgres(postgres_url)).close()
     await (await postgres(postgres_url, allow_migration=False)).close()

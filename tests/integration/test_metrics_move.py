@@ -69,6 +69,7 @@ async def test_a_service_at_work_moves_every_metric(tmp_path: Path) -> None:
         retention_interval_ms="50",
         cleaner_interval_ms="50",
         reader_grace_ms="1",
+        checkpoint_interval_ms="500",
         orphan_age_seconds="0",
         orphan_scan_interval_ms="50",
     ) as served:

@@ -414,6 +414,7 @@ class Broker:
             clock=self._clock,
             grace_ms=self._settings.reader_grace_ms,
             orphan_age_ms=self._settings.orphan_age_seconds * 1000,
+            copied=self._settings.checkpoint_interval_ms > 0,
             most=min(most or self._settings.cleaner_listed_objects, self._settings.cleaner_listed_objects),
         )
 

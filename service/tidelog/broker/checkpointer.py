@@ -20,9 +20,10 @@ from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import TidelogError
 from tidelog.executors import Executor
+from tidelog.metadata.cleaning import note_checkpoint
 from tidelog.metadata.membership import cluster_state
 from tidelog.metadata.snapshot import STATE, TABLES, read_progress, read_released, read_table
-from tidelog.metadata.store import MetadataStore
+from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metrics import Metrics
 from tidelog.objects.store import ObjectStore
 from tidelog.records.checksum import crc32c
@@ -147,10 +148,13 @@ class Checkpointer:
             whole = False
         chain = self._chain
         copy = _Copy(self, chain, self._number)
+        begun_at_ms = await self._store.run(Transaction.now_ms)
         about = await copy.take()
         if not whole and not copy.rows and copy.state_crc == chain.state:
+            await self._store.run(note_checkpoint, begun_at_ms=begun_at_ms)
             return False
         await copy.close(about)
+        await self._store.run(note_checkpoint, begun_at_ms=begun_at_ms)
         if whole:
             await self._remove_old()
         return True

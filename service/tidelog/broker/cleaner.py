@@ -130,7 +130,13 @@ class Cleaner:
     async def _candidates(self) -> list[ReleasedSegment]:
         """Return the next released segments past the readers' grace; those that cannot go yet are passed by, and come round again."""
         most = self._settings.cleaner_round_segments
-        found = await self._store.run(released_segments, grace_ms=self._settings.reader_grace_ms, limit=most, after=self._after)
+        found = await self._store.run(
+            released_segments,
+            grace_ms=self._settings.reader_grace_ms,
+            limit=most,
+            after=self._after,
+            copied=self._settings.checkpoint_interval_ms > 0,
+        )
         self._after = _place(found[-1]) if len(found) == most else _BEGINNING
         return [note for note in found if not self._quarantine.holds(note.key)]
 

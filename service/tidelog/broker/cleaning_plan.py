@@ -40,10 +40,10 @@ class CleaningPlan:
 
 
 async def plan_cleaning(
-    *, store: MetadataStore, bucket: ObjectStore, clock: Clock, grace_ms: int, orphan_age_ms: int, most: int
+    *, store: MetadataStore, bucket: ObjectStore, clock: Clock, grace_ms: int, orphan_age_ms: int, copied: bool, most: int
 ) -> CleaningPlan:
     """Look at up to `most` released segments and up to `most` objects of the bucket. Raises TimeTravel as the cleaner would."""
-    released = await store.run(review, grace_ms=grace_ms, limit=most)
+    released = await store.run(review, grace_ms=grace_ms, limit=most, copied=copied)
     objects = [PlannedObject(each.key, "released", each.state, each.bytes, each.age_ms) for each in released]
     candidates, complete = await _listed(bucket, clock, most)
     for first in range(0, len(candidates), _PART):

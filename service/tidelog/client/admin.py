@@ -66,7 +66,7 @@ class PlannedObject:
     reason: str
     """released: all its records are merged or expired; orphan: no row knows it."""
     state: str
-    """deletable; or why not yet: grace, unresolved, referenced, young."""
+    """deletable; or why not yet: grace, checkpoint, unresolved, referenced, young."""
     bytes: int
     age_ms: int
 

@@ -44,8 +44,9 @@ class Backlog:
     """Since when the one that waits longest does; 0 where none does."""
 
 
-ReviewState = Literal["deletable", "grace", "unresolved", "referenced"]
-"""May go; waits for the readers' grace; its writer may still have it committed; other extents refer to it."""
+ReviewState = Literal["deletable", "grace", "checkpoint", "unresolved", "referenced"]
+"""May go; waits for the readers' grace; for a checkpoint that does not name it any more; its writer may still have it committed; other
+extents refer to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +86,25 @@ def acquire_cleaner(tx: Transaction, *, broker_epoch: int, ttl_ms: int) -> bool:
     return bool(rows)
 
 
+def note_checkpoint(tx: Transaction, *, begun_at_ms: int) -> None:
+    """Note that the bucket holds a whole copy of this store that was begun then; an older one changes nothing."""
+    tx.execute("UPDATE cleaner SET checkpoint_at_ms = :at WHERE checkpoint_at_ms < :at", at=begun_at_ms)
+
+
 def released_segments(
-    tx: Transaction, *, grace_ms: int, limit: int, after: tuple[int, int, int] = (-1, -1, -1)
+    tx: Transaction, *, grace_ms: int, limit: int, after: tuple[int, int, int] = (-1, -1, -1), copied: bool = False
 ) -> tuple[ReleasedSegment, ...]:
     """Return segments whose last release lies at least `grace_ms` back, the oldest first: candidates, not verdicts.
+
+    `copied`: only those that were released before the newest checkpoint was begun. What a rebuild looks for is then there.
 
     `after` is where an earlier call has come, as (released at, broker epoch, sequence): what cannot be condemned yet must not
     be in the way of what comes after it.
     """
     rows = tx.rows(
         "SELECT broker_epoch, sequence, key, released_at_ms FROM released_segments WHERE released_at_ms <= :before"
-        " AND released_at_ms >= :at AND (released_at_ms, broker_epoch, sequence) > (:at, :epoch, :sequence)"
+        + (" AND released_at_ms < (SELECT checkpoint_at_ms FROM cleaner)" if copied else "")
+        + " AND released_at_ms >= :at AND (released_at_ms, broker_epoch, sequence) > (:at, :epoch, :sequence)"
         " ORDER BY released_at_ms, broker_epoch, sequence LIMIT :most",
         before=tx.now_ms() - grace_ms,
         at=after[0],
@@ -112,9 +121,11 @@ def backlog(tx: Transaction) -> Backlog:
     return Backlog(row.segments, max(0, tx.now_ms() - row.oldest) if row.segments else 0)
 
 
-def review(tx: Transaction, *, grace_ms: int, limit: int) -> tuple[Reviewed, ...]:
+def review(tx: Transaction, *, grace_ms: int, limit: int, copied: bool = False) -> tuple[Reviewed, ...]:
     """Say of up to `limit` released segments, the oldest first, what a cleaner would do with them now. Changes nothing."""
     now = tx.now_ms()
+    (row,) = tx.rows("SELECT coalesce(max(checkpoint_at_ms), 0) AS at_ms FROM cleaner")
+    copied_to_ms = row.at_ms
     notes = released_segments(tx, grace_ms=0, limit=limit)
     verdict = judge(tx, segments=[(note.broker_epoch, note.sequence) for note in notes])
     found = []
@@ -128,6 +139,8 @@ def review(tx: Transaction, *, grace_ms: int, limit: int) -> tuple[Reviewed, ...
             state = "unresolved"
         elif age_ms < grace_ms:
             state = "grace"
+        elif copied and note.released_at_ms >= copied_to_ms:
+            state = "checkpoint"
         found.append(Reviewed(note.key, state, verdict.bytes.get(segment, 0), age_ms))
     return tuple(found)
 

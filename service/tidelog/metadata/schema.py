@@ -63,6 +63,7 @@ cleaner = Table(
     _bigint("one", primary_key=True),
     _bigint("broker_epoch", nullable=True),
     _bigint("lease_expires_at_ms"),
+    _bigint("checkpoint_at_ms", default=0),  # when the newest copy of this store in the bucket was begun: what it names is not deleted
 )
 
 brokers = Table(
