@@ -158,6 +158,9 @@ async def rot(world: World) -> None:
     world.bucket.turn_bit(key, extent.position + extent.length - 1)
     until = world.loop.now + ROT_FOUND_WITHIN_S
     while scrubbed(world, "damaged") == damaged:
+        if found[0] not in await world.store.run(lambda tx: tx.rows(readable.replace(" LIMIT 1", ""))):
+            world.counts["rotten extent not kept"] += 1
+            return
         if world.loop.now > until:
             world.violation("scrub: damaged, but not found", f"{key} since {ROT_FOUND_WITHIN_S:g} s")
             return
