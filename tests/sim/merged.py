@@ -22,7 +22,10 @@ def look_at_swap(watcher: "Watcher", world: "World", db: Connection, who: str, a
         world.counts["swap: done before"] += 1
         return
     watcher.merged.add(key)
-    shadow = watcher.shadows[merged.partition_id]
+    shadow = watcher.shadows.get(merged.partition_id)
+    if shadow is None:  # of a topic that is made to be deleted, of which nobody keeps what it held
+        world.counts["swap: done"] += 1
+        return
     what = f"offsets {merged.base_offset} to {merged.next_offset} in segment {merged.sequence} of broker epoch {merged.broker_epoch}"
     world.counts["swap: done"] += 1
     world.counts[f"swap: step {min(merged.level, 3)}"] += 1
