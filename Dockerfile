@@ -1,4 +1,4 @@
-# The service in a slim image, from pinned packages. Its arguments are those of `tidelog`, its settings TIDELOG_* variables:
+# The service and its operator in a slim image, from pinned packages. Its arguments are those of `tidelog`, its settings TIDELOG_* variables:
 #
 #     docker build -t tidelog .
 #     docker run --rm tidelog demo
@@ -11,8 +11,9 @@ WORKDIR /src
 ENV UV_CONSTRAINT=/src/requirements.txt UV_BUILD_CONSTRAINT=/src/requirements.txt UV_COMPILE_BYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml README.md LICENSE requirements.txt ./
 COPY service ./service
+COPY operator ./operator
 RUN python -m pip install --quiet uv
-RUN python -m venv --without-pip /opt/tidelog && uv pip install --quiet --python /opt/tidelog/bin/python '.[server]'
+RUN python -m venv --without-pip /opt/tidelog && uv pip install --quiet --python /opt/tidelog/bin/python '.[server,operator]'
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --home-dir /var/lib/tidelog tidelog && install -d -o 10001 /var/lib/tidelog

@@ -10,7 +10,7 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many sim-scale mutants fuzz docs proto golden requirements \
+.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many sim-scale mutants fuzz docs crds proto golden requirements \
 	dist test-localstack clean
 
 help: ## this list
@@ -84,6 +84,9 @@ test-localstack: venv .venv-localstack/.installed ## the object store's contract
 
 docs: venv ## docs/settings.md and docs/metrics.md from the code
 	$(BIN)/python -m docs.reference
+
+crds: venv ## the chart's custom resource definitions, from operator/tidelog_operator/resource.py
+	$(BIN)/tidelog-operator crds --directory helm/tidelog/crds
 
 proto: venv ## generated code from service/tidelog/proto/v1/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/tidelog/proto/v1/*.proto

@@ -87,10 +87,16 @@ def clean(tmp_path: Path) -> Clean:
     return Clean(tmp_path)
 
 
-def test_the_wheel_holds_the_package_its_contract_and_its_types_and_nothing_else(dist: Path) -> None:
+def test_the_wheel_holds_the_packages_their_contract_and_their_types_and_nothing_else(dist: Path) -> None:
     names = zipfile.ZipFile(wheel_of(dist)).namelist()
-    assert {"tidelog/py.typed", "tidelog/proto/v1/log.proto", "tidelog/proto/v1/admin.proto", "tidelog/cli/demo/acts.py"} <= set(names)
-    assert [name for name in names if not re.match(r"tidelog/|tidelog-[^/]+\.dist-info/", name)] == []
+    assert {
+        "tidelog/py.typed",
+        "tidelog/proto/v1/log.proto",
+        "tidelog/proto/v1/admin.proto",
+        "tidelog/cli/demo/acts.py",
+        "tidelog_operator/py.typed",
+    } <= set(names)
+    assert [name for name in names if not re.match(r"tidelog/|tidelog_operator/|tidelog-[^/]+\.dist-info/", name)] == []
     assert [name for name in names if "__pycache__" in name or name.endswith(".pyc")] == []
     migrations = ROOT / "service/tidelog/metadata/migrations/versions"
     assert {f"tidelog/metadata/migrations/versions/{path.name}" for path in migrations.glob("*.py")} <= set(names)
@@ -147,3 +153,15 @@ def test_with_its_extra_it_is_the_whole_service(clean: Clean, dist: Path) -> Non
         finally:
             process.kill()
     assert clean.run("tidelog", "broker", "--print-config").returncode == 0
+
+
+def test_with_the_other_extra_it_is_the_operator(clean: Clean, dist: Path) -> None:
+    clean.install(str(wheel_of(dist)))
+    refusal = clean.run("tidelog-operator", "crds")
+    assert (refusal.returncode, refusal.stderr) == (
+        1,
+        "Error: this needs the operator's packages, and yaml is not installed; install them: pip install 'tidelog[operator]'\n",
+    )
+    clean.install(f"{wheel_of(dist)}[operator]")
+    assert clean.packages() & {"kubernetes", "aiobotocore", "sqlalchemy"} == {"kubernetes"}
+    assert "name: tidelogclusters.tidelog.io" in clean.run("tidelog-operator", "crds").stdout
