@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -10,6 +11,12 @@ from tidelog_operator.resource import ClusterSpec, ClusterStatus
 
 Manifest = Mapping[str, Any]
 """An object as the API server has it, or is to have it."""
+
+
+def timestamp(seconds: float) -> str:
+    """Return a Unix time as Kubernetes writes it."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
 
 STATE = "tidelog.io/state"
 """Annotation of the Deployment in which `Notes` are kept."""
