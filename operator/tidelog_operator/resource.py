@@ -299,12 +299,14 @@ class TopicSpec:
     retention: Annotated[
         str,
         Doc(
-            "How long records are kept, as in 7d or 1h30m; forever; empty: the cluster's default.",
+            "How long records are kept, as in 7d or 1h30m; forever; empty: what it has, at first the cluster's default.",
             pattern=r"^(([0-9]{1,9}(ms|s|m|h|d|w)){1,6}|forever)?$",
             max_length=60,
         ),
     ] = ""
-    retention_bytes: Annotated[int | None, Doc("Bytes kept per partition; -1: no limit; absent: the cluster's default.", minimum=-1)] = None
+    retention_bytes: Annotated[
+        int | None, Doc("Bytes kept per partition; -1: no limit; absent: what it has, at first the cluster's default.", minimum=-1)
+    ] = None
     compaction: Annotated[bool, Doc("Keep the newest record of each key only.")] = False
     deletion_policy: Annotated[
         Literal["Retain", "Delete"], Doc("What becomes of the topic and its records when this object is deleted.")
