@@ -47,6 +47,8 @@ class ModelPod:
     healthy: bool = True
     terminating: bool = False
     cost: int = 0
+    probed_ready: bool = False
+    """What Kubernetes' last probe found, which balancers go by."""
 
 
 @dataclass
@@ -114,7 +116,7 @@ class World:
         pods = {
             pod.name: Pod(
                 name=pod.name,
-                ready=self.ready(pod),
+                ready=pod.probed_ready,
                 checksum=pod.checksum,
                 phase="Running" if pod.age else "Pending",
                 terminating=pod.terminating,
@@ -133,7 +135,7 @@ class World:
                 checksum=self.checksum,
                 notes=self.notes,
             )
-        return Children(deployment=deployment, pods=pods, objects=copy.deepcopy(self.objects), secrets=self.secrets)
+        return Children(deployment=deployment, pods=pods, objects=self.objects, secrets=self.secrets)
 
     def load(self) -> Load:
         serving = [pod for pod in self.pods.values() if self.ready(pod)]
@@ -225,20 +227,22 @@ class World:
         if self.manifest is None:
             return
         self.observed_generation = self.deployment_generation
+        for pod in self.pods.values():
+            pod.probed_ready = self.ready(pod)
         living = [pod for pod in self.pods.values() if not pod.terminating]
         old = [pod for pod in living if pod.checksum != self.checksum]
         new = [pod for pod in living if pod.checksum == self.checksum]
         if len(living) < self.replicas or (old and len(living) < self.replicas + 1 and len(new) < self.replicas):
             self._create()
         elif len(living) > self.replicas:
-            ready = sum(map(self.ready, living))
+            ready = sum(pod.probed_ready for pod in living)
             candidates = sorted(old or living, key=self._goes_first)
             chosen = candidates[0]
-            if not old or ready - self.ready(chosen) >= self.replicas:
+            if not old or ready - chosen.probed_ready >= self.replicas:
                 chosen.terminating = True
 
     def _goes_first(self, pod: ModelPod) -> tuple[bool, bool, int, str]:
-        return pod.age > 0, self.ready(pod), pod.cost, pod.name
+        return pod.age > 0, pod.probed_ready, pod.cost, pod.name
 
     def _create(self) -> None:
         self.born += 1
@@ -273,16 +277,21 @@ class World:
             least.led += 1
             most, least = max(takers, key=lambda each: each.led), min(takers, key=lambda each: each.led)
 
-    def settle(self, *, passes: int = 400, tick_s: float = 15.0) -> int:
+    def work(self, *, tick_s: float = 5.0) -> list[Action]:
+        """One step of everyone; return what the operator did."""
+        done = self.operate()
+        self.kubernetes()
+        self.tidelog()
+        self.now_s += tick_s
+        return done
+
+    def settle(self, *, passes: int = 400, tick_s: float = 30.0) -> int:
         """Let everyone work until nothing is left to do; return how many passes it took."""
         quiet = 0
         for each in range(passes):
-            before = (self.version, copy.deepcopy(self.pods), copy.deepcopy(self.members))
-            self.operate()
-            self.kubernetes()
-            self.tidelog()
-            self.now_s += tick_s
-            quiet = quiet + 1 if before == (self.version, self.pods, self.members) else 0
-            if quiet == 60:
+            before = (self.version, repr(self.pods), repr(self.members))
+            self.work(tick_s=tick_s)
+            quiet = quiet + 1 if before == (self.version, repr(self.pods), repr(self.members)) else 0
+            if quiet == 30:
                 return each
         raise AssertionError(f"it does not come to rest: {self.notes}, {self.pods}, {self.members}")
