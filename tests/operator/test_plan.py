@@ -8,8 +8,8 @@ import pytest
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tidelog_operator.actions import Action, Annotate, Apply, DrainBroker, WriteStatus
-from tidelog_operator.drains import FIRST_TO_GO, RETRY_AFTER_S
+from tidelog_operator.actions import Action, Annotate, Apply, DrainBroker, SetDeletionCost, WriteStatus
+from tidelog_operator.drains import FIRST_TO_GO, RETRY_AFTER_S, begin, go_on
 from tidelog_operator.observed import STATE, Drain, Notes, Phase, SecretSeen
 from tidelog_operator.resource import PodDisruptionBudget
 
@@ -171,6 +171,75 @@ def test_a_drain_is_undone_at_once_when_another_broker_is_not_well() -> None:
     assert len(world.pods) == 2
 
 
+def spoil(world: World, how: str) -> None:
+    pod = next(iter(world.pods.values()))
+    if how == "sick":
+        pod.healthy = False
+        pod.probed_ready = False
+    elif how == "ending":
+        pod.terminating = True
+    elif how == "gone":
+        del world.pods[pod.name]
+    elif how == "not a member":
+        del world.members[pod.name]
+    elif how == "earlier configuration":
+        pod.checksum = "other"
+    elif how == "not seen by Kubernetes":
+        world.deployment_generation += 1
+    elif how == "drains already":
+        world.members[pod.name].draining = True
+    else:
+        world.unreachable = True
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("sick", "broker logs-1 is not ready"),
+        ("ending", "pod logs-1 is still ending"),
+        ("gone", "there are 2 pods of 3"),
+        ("not a member", "broker logs-1 is not in the cluster's membership"),
+        ("earlier configuration", "pod logs-1 still runs with an earlier configuration"),
+        ("not seen by Kubernetes", "the Deployment's last change has not been seen by Kubernetes yet"),
+        ("drains already", "broker logs-1 drains already, by someone else's wish"),
+        ("unreachable", "no broker tells who is in the cluster"),
+    ],
+)
+def test_no_drain_begins_unless_all_is_well_and_what_is_waited_for_is_said(how: str, sentence: str) -> None:
+    world = settled()
+    world.spec = replace(world.spec, replicas=2)
+    spoil(world, how)
+    assert [type(each) for each in world.plan().actions] == [WriteStatus]
+    seen = world.children()
+    assert seen.deployment
+    step = begin(seen.deployment, seen.pods, world.load(), why="", now_s=world.now_s)
+    assert step.action is None
+    assert sentence in step.waits
+
+
+def test_a_pod_is_not_removed_while_balancers_still_send_to_it() -> None:
+    world, victim = asked()
+    world.members[victim].led = 0
+    world.now_s += 30
+    world.pods[victim].probed_ready = True
+    seen = world.children()
+    assert seen.deployment
+    step = go_on(world.spec, seen.deployment, seen.pods, world.load(), wanted=2, now_s=world.now_s)
+    assert step.action is None
+    assert "balancers are to notice" in step.waits
+    world.kubernetes()
+    assert isinstance(world.operate()[0], SetDeletionCost)
+
+
+def test_an_eviction_of_the_broker_ends_its_drain_and_another_takes_its_place() -> None:
+    world, victim = asked()
+    world.pods[victim].terminating = True
+    world.operate()
+    assert (world.notes.drain, world.replicas) == (None, 3)
+    world.settle()
+    assert len(world.pods) == 2
+
+
 def test_a_drain_is_undone_when_the_broker_is_wanted_again() -> None:
     world, victim = asked()
     world.spec = replace(world.spec, replicas=4)
@@ -205,6 +274,9 @@ def test_another_pods_end_at_the_worst_moment_brings_the_drained_broker_back() -
     other = next(name for name in world.pods if name != victim)
     del world.pods[other]  # its node is lost, and what Kubernetes then removes is not the victim
     assert len(world.pods) == world.replicas
+    assert not any(isinstance(each, Annotate) for each in world.operate()), (
+        "Kubernetes has not seen the new number yet, and may still choose it"
+    )
     world.settle()
     assert victim in world.pods
     assert not world.members[victim].draining
