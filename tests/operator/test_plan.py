@@ -344,16 +344,30 @@ def test_while_paused_nothing_is_done_but_the_status() -> None:
     assert condition(world, "Progressing") == ("False", "Paused")
 
 
-def test_brokers_that_never_started_go_without_a_drain() -> None:
+def with_three_that_wait() -> World:
     world = settled()
-    world.spec = replace(world.spec, replicas=5)
+    world.spec = replace(world.spec, replicas=6)
     world.operate()
-    for _ in range(2):
-        world.kubernetes()  # no node has room for the two
-    world.spec = replace(world.spec, replicas=3)
+    for _ in range(3):
+        world.kubernetes()  # no node has room for the three
+    return world
+
+
+@pytest.mark.parametrize("wanted", [3, 5])
+def test_brokers_that_never_started_go_without_a_drain_and_no_more_than_are_too_many(wanted: int) -> None:
+    world = with_three_that_wait()
+    world.spec = replace(world.spec, replicas=wanted)
     scaled = world.operate()[0]
     assert isinstance(scaled, Annotate)
-    assert (scaled.replicas, scaled.notes.drain) == (3, None)
+    assert (scaled.replicas, scaled.notes.drain) == (wanted, None)
+
+
+def test_none_goes_without_a_drain_while_one_that_runs_is_not_well() -> None:
+    world = with_three_that_wait()
+    world.spec = replace(world.spec, replicas=3)
+    world.pods["logs-1"].healthy = False
+    world.kubernetes()
+    assert not any(isinstance(each, Annotate) for each in world.operate())
 
 
 def test_notes_that_someone_spoiled_are_as_none() -> None:
