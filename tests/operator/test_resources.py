@@ -91,6 +91,12 @@ def test_a_pod_may_take_longer_to_end_than_a_drain_takes() -> None:
     assert grace_s * 1000 >= settings.drain_timeout_ms + 30_000
 
 
+def test_a_new_broker_is_ready_before_an_old_one_goes() -> None:
+    spec = deployment(cluster(), seen(SPEC), replicas=3)["spec"]
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert spec["minReadySeconds"] > 0
+
+
 def test_liveness_never_asks_what_only_a_dependency_can_answer() -> None:
     found = container(SPEC)
     assert found["livenessProbe"]["httpGet"]["path"] == found["startupProbe"]["httpGet"]["path"] == "/livez"
