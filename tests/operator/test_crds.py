@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import jsonschema
 import pytest
 import yaml
-from hypothesis import event, given
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tidelog.config import Settings
 from tidelog_operator.commands import rendered
@@ -214,6 +214,7 @@ def _value(kind: Any, doc: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # many patterns, on a machine that may be busy
 @given(data=st.data())
 def test_what_the_api_server_stores_the_operator_reads_and_writes_back(kind: str, data: st.DataObject) -> None:
     spec = data.draw(values(KINDS[kind]))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as trying
 from tidelog.config import contradictions
 from tidelog.server.security import check_listener
 from tidelog.server.settings import load_settings
@@ -132,6 +133,7 @@ def test_what_brokers_read_at_their_start_changes_the_template_and_nothing_else_
     assert len({first, *others}) == 6
 
 
+@trying(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # many patterns, on a machine that may be busy
 @given(spec=values(ClusterSpec))
 def test_whatever_the_spec_objects_are_found_owned_and_hold_no_secret(spec: dict[str, Any]) -> None:
     try:
