@@ -17,6 +17,7 @@ from tidelog.metadata.cleaning import (
     forget_released,
     forget_writers,
     judge,
+    note_checkpoint,
     orphans,
 )
 from tidelog.metadata.commits import Committed, NewExtent, PartitionCommit, commit
@@ -302,6 +303,7 @@ VERBS: dict[str, Verb] = {
     "forget": bound(forget_released, notes=[ReleasedSegment(*segment, "", 0) for segment in ((2, 2), (1, 3), (1, 2), (1, 1))]),
     "acquire cleaner": bound(acquire_cleaner, broker_epoch=1, ttl_ms=TTL_MS),
     "the other acquires cleaner": bound(acquire_cleaner, broker_epoch=2, ttl_ms=TTL_MS),
+    "note checkpoint": bound(note_checkpoint, begun_at_ms=TTL_MS),
     "advance log start": bound(advance_log_start, partition_id=1, leader_epoch=1, to=30),
     "advance log start less": bound(advance_log_start, partition_id=1, leader_epoch=1, to=20),
     "release": releasing(E11),

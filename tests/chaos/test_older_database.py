@@ -99,7 +99,7 @@ async def test_brokers_end_on_an_older_postgres_and_go_on_with_the_newer_one(
     bucket = tmp_path / "objects"
     async with (
         postgres_server.database() as url,
-        broker_processes(tmp_path, free_ports(3), bucket=f"file://{bucket}", metadata=url) as brokers,
+        broker_processes(tmp_path, free_ports(3), bucket=f"file://{bucket}", metadata=url, checkpoint_interval_ms=0) as brokers,
     ):
         name = url.partition("?")[0].rpartition("/")[2]
         await lived_through(brokers, bucket, back_up=back_up, restore=restore, undo=undo, while_they_run=while_they_run)
@@ -121,5 +121,5 @@ async def test_a_broker_ends_on_an_older_sqlite_and_goes_on_with_the_newer_one(t
         newer.rename(live)
 
     places = {"bucket": f"file://{bucket}", "metadata": f"sqlite://{live / 'metadata.db'}"}
-    async with broker_processes(tmp_path, free_ports(1), **places) as brokers:
+    async with broker_processes(tmp_path, free_ports(1), **places, checkpoint_interval_ms=0) as brokers:
         await lived_through(brokers, bucket, back_up=back_up, restore=restore, undo=undo, while_they_run=False)

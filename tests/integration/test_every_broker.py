@@ -115,6 +115,8 @@ async def call_everything(caller: Caller, topic: str, names: list[str]) -> None:
     assert sorted(broker.broker_id for broker in cluster.brokers) == sorted(names)
     for name in names:
         await caller.admin("DrainBroker", admin_pb2.DrainBrokerRequest(broker_id=name, undo=True))
+    plan = await caller.admin("PlanCleaning", admin_pb2.PlanCleaningRequest())
+    assert plan.complete
     await caller.admin("DeleteTopic", admin_pb2.DeleteTopicRequest(name=topic))
 
 

@@ -58,9 +58,9 @@ async def begin(cluster: Cluster, **settings: Any) -> tuple[Broker, Bucket]:
 
 async def sealed(broker: Broker, bucket: Bucket, *values: bytes, **more: Any) -> "asyncio.Future[Any]":
     """Append, and wait until the segment is on its way."""
-    before = len(bucket.begun)
+    before = max(bucket.begun, default=0)
     future = broker.append(AppendRequest("clicks", 0, batch(*values), **more))
-    await until(lambda: len(bucket.begun) > before)
+    await until(lambda: max(bucket.begun, default=0) > before)
     return future
 
 

@@ -22,7 +22,6 @@ NEED_WEATHER = {
     "cleaner_quarantined",
     "retention_poisoned_total",
 }
-NEED_WEATHER = {"failed_polls_total", "missing_objects_total", "corrupt_reads_total"}
 NEED_HOURS = {"scrub_extents_total", "scrub_bytes_total", "scrub_looks_again_total", "scrub_passes_total"}
 """`tests/integration/test_scrub.py` looks at these."""
 NEED_S3 = {"store_requests_total", "store_hedges_total", "store_retries_total"}

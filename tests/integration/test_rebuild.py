@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tidelog.broker.broker import Broker
-from tidelog.broker.marker import newest_marker
+from tidelog.broker.marker import newest_marker, renew
 from tidelog.broker.rebuild import COUNT_LEAP, EPOCH_LEAP, Newer, Report, rebuild
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
@@ -14,6 +14,7 @@ from tidelog.errors import MetadataUnusable, OutOfOrderSequence, StoreUnusable, 
 from tidelog.executors import InlineExecutor
 from tidelog.metadata.extents import Extent, ReleasedSource, read_extents, swap
 from tidelog.metadata.groups import GroupOffset, GroupState, commit_group_offsets, write_group
+from tidelog.metadata.membership import cluster_state
 from tidelog.metadata.snapshot import TABLES, read_table
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore, Transaction
@@ -237,6 +238,23 @@ async def test_a_topic_is_in_a_checkpoint_soon_after_it_was_made(cluster: Cluste
     await until(lambda: outcomes(broker)["written"] > 1)
     async with rebuilt(cluster) as (_, report):
         assert report.topics == 1
+
+
+async def test_no_copy_is_made_of_a_store_that_is_older_than_the_bucket_or_than_it_was(cluster: Cluster) -> None:
+    """I11: a rebuild would take it for the newest there is."""
+    broker = await begun(cluster, "one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    await append(broker, "clicks", b"a")
+    await checkpoint(broker)
+    await renew(cluster.bucket, lambda: cluster.store.run(cluster_state))
+    before = await keys_below(cluster, PREFIX)
+    await cluster.store.run(lambda tx: tx.execute("UPDATE commit_counts SET commits = 0"))
+    assert broker.life is not None
+    for chain in (broker.life.checkpointer._chain, None):
+        broker.life.checkpointer._chain = chain
+        with pytest.raises(TimeTravel, match="older copy"):
+            await broker.life.checkpointer.write()
+    assert await keys_below(cluster, PREFIX) == before
 
 
 async def test_an_interval_of_0_switches_them_off(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +51,8 @@ class _Unwatched:
     """Stands where a simulated cluster's watcher does: looking at everything after each transaction takes too long here."""
 
     def sent(self, broker_epoch: int, sequence: int) -> None: ...
+
+    def deleting(self, keys: Sequence[str]) -> None: ...
 
 
 @dataclass

@@ -15,13 +15,14 @@ from typing import Any
 
 import orjson
 
+from tidelog.broker.marker import newest_marker
 from tidelog.broker.uploads import Identity
 from tidelog.clock import Clock
 from tidelog.config import Settings
-from tidelog.errors import TidelogError
+from tidelog.errors import TidelogError, TimeTravel
 from tidelog.executors import Executor
 from tidelog.metadata.cleaning import note_checkpoint
-from tidelog.metadata.membership import cluster_state
+from tidelog.metadata.membership import ClusterState, cluster_state
 from tidelog.metadata.snapshot import STATE, TABLES, read_progress, read_released, read_table
 from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metrics import Metrics
@@ -67,6 +68,8 @@ class _Chain:
     later_rows: int = 0
     state: int | None = None
     """Checksum of the small tables as they were last written."""
+    commit_count: int | None = None
+    """Of the store, when it was last read."""
 
     @property
     def full(self) -> bool:
@@ -126,6 +129,8 @@ class Checkpointer:
             began = self._clock.monotonic()
             try:
                 written = await self._write()
+            except TimeTravel:
+                raise
             except TidelogError as error:
                 # Whether its objects are there is not known; none of them is named by a later one, which copies again what they hold.
                 if self._chain is not None and not self._chain.checkpoints:
@@ -183,6 +188,20 @@ class Checkpointer:
             if refused:
                 _log.warning("checkpoints_not_removed", objects=len(refused), problem=next(iter(refused.values())))
 
+    async def _check(self, cluster: ClusterState) -> None:
+        """Raise TimeTravel where this store is older than the bucket, or than it was itself: no copy of it may be made (I11)."""
+        assert self._chain is not None
+        seen = self._chain.commit_count
+        if seen is None:
+            marker = await newest_marker(self._bucket)
+            seen = 0 if marker is None else marker.commit_count
+        if cluster.commit_count < seen:
+            raise TimeTravel(
+                f"a copy of the metadata store was to be made, but it counts {cluster.commit_count} commits, and {seen} were seen before:"
+                " it was replaced by an older copy. Nothing was written; bring back the newer database, or rebuild it from the bucket"
+            )
+        self._chain.commit_count = cluster.commit_count
+
     # ---- what a copy needs
 
     async def _page(self, verb: Callable[..., Any], **asked: Any) -> Any:
@@ -222,6 +241,7 @@ class _Copy:
         owner, chain = self._owner, self._chain
         taken_at_ms = owner._clock.wall_ms()
         cluster = await owner._store.run(cluster_state)
+        await owner._check(cluster)
         for table in STATE:
             async for rows in self._table(table):
                 await self._add_state(table, rows)

@@ -129,12 +129,26 @@ class Scrub:
             if not problem:
                 return "sound"
         if found == "unread":
-            _log.warning("scrub_could_not_read", **_named(ref, extent), problem=problem)
+            _log.warning(
+                "scrub_could_not_read",
+                topic=ref.topic,
+                partition=ref.partition,
+                base_offset=extent.base_offset,
+                next_offset=extent.next_offset,
+                problem=problem,
+            )
         else:
             _log.error(
-                "scrub_found_damage", **_named(ref, extent), key=self._lookups.key(ref, extent), found=found, problem=problem,
+                "scrub_found_damage",
+                topic=ref.topic,
+                partition=ref.partition,
+                base_offset=extent.base_offset,
+                next_offset=extent.next_offset,
+                key=self._lookups.key(ref, extent),
+                found=found,
+                problem=problem,
                 advice="bring the object back from a version or a replica of the bucket; tidelog fsck checks everything",
-            )  # fmt: skip
+            )
         return found
 
     async def _problem(self, ref: PartitionRef, extent: Extent) -> str:
@@ -159,7 +173,3 @@ class Scrub:
 
     async def _pause(self) -> None:
         await asyncio.sleep(_PAUSE_S * self._chance.uniform(0.8, 1.2))
-
-
-def _named(ref: PartitionRef, extent: Extent) -> dict[str, object]:
-    return {"topic": ref.topic, "partition": ref.partition, "base_offset": extent.base_offset, "next_offset": extent.next_offset}

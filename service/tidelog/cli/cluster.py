@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tidelog.client.admin import BrokerDescription
     from tidelog.client.client import Log
 
-app = typer.Typer(help="Look at the brokers and the bill; drain one; see what would be deleted.", no_args_is_help=True)
+app = typer.Typer(help="Look at brokers, costs and what is deleted; drain one.", no_args_is_help=True)
 
 BROKER_COLUMNS = {
     "broker": "left", "address": "left", "zone": "left", "epoch": "right", "lease": "right", "leads": "right", "state": "left",
