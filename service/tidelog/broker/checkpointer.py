@@ -188,19 +188,21 @@ class Checkpointer:
             if refused:
                 _log.warning("checkpoints_not_removed", objects=len(refused), problem=next(iter(refused.values())))
 
-    async def _check(self, cluster: ClusterState) -> None:
-        """Raise TimeTravel where this store is older than the bucket, or than it was itself: no copy of it may be made (I11)."""
+    async def _newest_state(self) -> ClusterState:
+        """Return the state of the store. Raises TimeTravel where it is older than the bucket, or than it was: it is not copied (I11)."""
         assert self._chain is not None
         seen = self._chain.commit_count
-        if seen is None:
+        if seen is None:  # read before the store, which goes on: its state is never older than a marker that was there before
             marker = await newest_marker(self._bucket)
             seen = 0 if marker is None else marker.commit_count
+        cluster = await self._store.run(cluster_state)
         if cluster.commit_count < seen:
             raise TimeTravel(
                 f"a copy of the metadata store was to be made, but it counts {cluster.commit_count} commits, and {seen} were seen before:"
                 " it was replaced by an older copy. Nothing was written; bring back the newer database, or rebuild it from the bucket"
             )
         self._chain.commit_count = cluster.commit_count
+        return cluster
 
     # ---- what a copy needs
 
@@ -240,8 +242,7 @@ class _Copy:
         """Read everything; pages of extents are written as they fill. Returns what the head says."""
         owner, chain = self._owner, self._chain
         taken_at_ms = owner._clock.wall_ms()
-        cluster = await owner._store.run(cluster_state)
-        await owner._check(cluster)
+        cluster = await owner._newest_state()
         for table in STATE:
             async for rows in self._table(table):
                 await self._add_state(table, rows)
