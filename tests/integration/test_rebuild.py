@@ -5,8 +5,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from tidelog.broker import checkpointer
 from tidelog.broker.broker import Broker
-from tidelog.broker.marker import newest_marker, renew
+from tidelog.broker.marker import Marker, newest_marker, renew
 from tidelog.broker.rebuild import COUNT_LEAP, EPOCH_LEAP, Newer, Report, rebuild
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
@@ -20,6 +21,7 @@ from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metadata.topics import TopicConfig
 from tidelog.objects.memory import MemoryStore
+from tidelog.objects.store import ObjectStore
 from tidelog.records.batch import scan, stamp
 from tidelog.records.codec import Producer, decode_values
 from tidelog.segments.checkpoints import PREFIX, parse_checkpoint_key
@@ -255,6 +257,21 @@ async def test_no_copy_is_made_of_a_store_that_is_older_than_the_bucket_or_than_
         with pytest.raises(TimeTravel, match="older copy"):
             await broker.life.checkpointer.write()
     assert await keys_below(cluster, PREFIX) == before
+
+
+async def test_a_marker_that_is_renewed_while_a_copy_begins_proves_nothing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = await begun(cluster, "one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+
+    async def renewed_meanwhile(bucket: ObjectStore) -> Marker | None:
+        await append(broker, "clicks", b"a")
+        await renew(bucket, lambda: cluster.store.run(cluster_state))
+        return await newest_marker(bucket)
+
+    monkeypatch.setattr(checkpointer, "newest_marker", renewed_meanwhile)
+    assert broker.life is not None
+    broker.life.checkpointer._chain = None
+    assert await checkpoint(broker)
 
 
 async def test_an_interval_of_0_switches_them_off(cluster: Cluster) -> None:
