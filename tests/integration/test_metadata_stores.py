@@ -22,6 +22,7 @@ from tidelog.executors import ThreadExecutor
 from tidelog.metadata.commits import Committed, PartitionCommit, commit
 from tidelog.metadata.leadership import ProducerWindow
 from tidelog.metadata.membership import Lease, cluster_state, end_expired_epochs, initialise, membership, renew_lease
+from tidelog.metadata.migrations import MIGRATION_LOCK
 from tidelog.metadata.postgres import PostgresSettings, PostgresStore, open_postgres
 from tidelog.metadata.schema import tables_metadata
 from tidelog.metadata.sqlite import SqliteStore, open_sqlite
@@ -606,3 +607,18 @@ async def test_a_driver_that_loses_its_place_while_a_session_begins_is_not_now(
             await open_postgres(PostgresSettings(postgres_url))
     assert await store.run(lambda tx: tx.rows("SELECT 1"))
     await store.close()
+
+
+async def test_a_session_that_is_lost_while_the_schema_is_looked_at_is_not_now(postgres_server: PostgresServer, postgres_url: str) -> None:
+    """There is nothing left to roll back then; a broker that begins tries again, and does not end."""
+    database = postgres_url.partition("?")[0].rpartition("/")[2]
+    other = await asyncpg.connect(user="postgres", database=database, host=str(postgres_server.directory))
+    async with other.transaction():
+        await other.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+        opening = asyncio.ensure_future(open_postgres(PostgresSettings(postgres_url)))
+        while not await other.fetchval("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+            assert not opening.done()
+        with pytest.raises(MetadataUnavailable, match="nothing was committed"):
+            await opening
+    await other.close()
+    await (await open_postgres(PostgresSettings(postgres_url))).close()

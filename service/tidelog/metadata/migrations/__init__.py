@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from tidelog.errors import MetadataUnusable
 
 _SCRIPTS = ScriptDirectory(str(Path(__file__).parent))
-_LOCK = 0x7469_6465_6C6F_67
+MIGRATION_LOCK = 0x7469_6465_6C6F_67
 """Key of PostgreSQL's advisory lock around a migration: "tidelog"."""
 
 
@@ -34,14 +34,15 @@ def migrate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN")
     try:
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         found = schema_version(connection)
         if found != newest_version():
             _check_known(found)
             _upgrade(connection)
         connection.exec_driver_sql("COMMIT")
     except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
+        if not connection.invalidated:  # a session that is gone rolled back by itself
+            connection.exec_driver_sql("ROLLBACK")
         raise
 
 
