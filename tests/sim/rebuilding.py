@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from tidelog.broker.rebuild import Report, rebuild
 from tidelog.errors import StoreUnusable
-from tidelog.executors import InlineExecutor
-from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import Transaction
 from tidelog.records.batch import scan
 from tidelog.records.codec import decode_values
@@ -17,7 +15,7 @@ from tidelog.segments.keys import IntakeKey, MergedKey
 
 from tests.sim.clients import TOPIC, TOPIC_ID
 from tests.sim.watcher import Shadow
-from tests.sim.world import Bucket
+from tests.sim.world import Bucket, open_metadata
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -40,7 +38,7 @@ async def look(world: "World", *, whole: bool) -> None:
         for number, shadow in world.watcher.shadows.items()
     }
     given_below = world.watcher._next_broker_epoch
-    store = await open_sqlite(IN_MEMORY, clock=world.clock, executor=InlineExecutor())
+    store = open_metadata(world.clock)
     try:
         report = await rebuild(bucket=bucket, store=store, newer="append")
         found = await store.run(_rows)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from sqlite3 import Connection
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from tidelog.broker.feed import Followed
 from tidelog.errors import CorruptBatch, TidelogError
@@ -73,8 +73,7 @@ class Shadow:
     """Of each idempotent producer the last sequence, and its offset."""
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
+class Writer(NamedTuple):
     broker_id: str
     incarnation: str
     resolved_sequence: int

@@ -3,19 +3,23 @@
 import asyncio
 import math
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from tidelog.broker.broker import Broker
 from tidelog.broker.references import Answer, AnswerReceiver, CommittedExtents, FeedLink, FeedReceiver, Reference, ReferenceLink
+from tidelog.clock import Clock, SystemClock
 from tidelog.config import Settings
 from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable, StoreOutcomeUnknown, StoreUnavailable, TidelogError
 from tidelog.executors import InlineExecutor
 from tidelog.metadata.membership import Broker as Member
-from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
+from tidelog.metadata.migrations import migrate
+from tidelog.metadata.sqlite import IN_MEMORY, SqliteStore, _bring_up_to_date, _connect
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import TopicConfig
 from tidelog.metrics import Metrics
@@ -617,9 +621,24 @@ class _Feed:
             self._receiver.committed(news)
 
 
+@cache
+def _new_database() -> sqlite3.Connection:
+    """Return an empty one, to be copied: to bring a schema up takes longer than many a thing that is to be simulated."""
+    connection = _connect(IN_MEMORY, SystemClock())
+    _bring_up_to_date(connection, migrate)
+    return connection
+
+
+def open_metadata(clock: Clock) -> SqliteStore:
+    """Open a new metadata store in memory."""
+    connection = _connect(IN_MEMORY, clock)
+    _new_database().backup(connection)
+    return SqliteStore(IN_MEMORY, connection, executor=InlineExecutor(), lock=None)
+
+
 async def open_world(loop: SimLoop, mood: str | None = None) -> World:
     clock = SimClock(loop)
-    store = await open_sqlite(IN_MEMORY, clock=clock, executor=InlineExecutor())
+    store = open_metadata(clock)
     return World(loop, draw(loop.chance, mood), store, Bucket(clock=clock), clock)
 
 

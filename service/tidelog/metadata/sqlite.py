@@ -42,6 +42,8 @@ class SqliteStore:
         self._lock = lock
         self._begin = begin
         self._transactions = Effects()
+        self._row_types: dict[str, Any] = {}
+        """By statement, whose text stays the same for any number of rows."""
 
     async def run(self, verb: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one verb as one transaction. See `MetadataStore.run`."""
@@ -79,7 +81,10 @@ class SqliteStore:
         cursor = self._connection.execute(sql, parameters)
         if cursor.description is None:
             return ()
-        return list(map(_row(tuple(column[0] for column in cursor.description))._make, cursor.fetchall()))
+        row = self._row_types.get(sql)
+        if row is None:
+            row = self._row_types[sql] = _row(tuple(column[0] for column in cursor.description))
+        return list(map(row._make, cursor.fetchall()))
 
     def _roll_back(self) -> None:
         # A full disk or an I/O error may have rolled back already; then there is no transaction to end.
