@@ -17,6 +17,7 @@ from tidelog.metadata.topics import TopicConfig
 from tidelog.metrics import Metrics
 from tidelog.proto.v1 import admin_pb2_grpc, log_pb2_grpc
 from tidelog.records.codec import Record, encode
+from tidelog.server.health import HealthListener
 from tidelog.server.server import Server
 
 from tests.listed_broker import ListedBroker
@@ -28,6 +29,7 @@ class Served:
     server: Server
     channel: grpc.aio.Channel
     registry: CollectorRegistry
+    health: HealthListener
 
     @property
     def log(self) -> Any:
@@ -54,17 +56,21 @@ async def serving(
     registry = CollectorRegistry()
     executor = ThreadExecutor("served", threads=1)
     server = Server(broker, chosen, clock=SystemClock(), executor=executor, metrics=Metrics(registry))
-    await server.start()
+    health = HealthListener(registry)
+    health.problem = broker.ready
     try:
+        await health.start(chosen.metrics_listen)
+        await server.start()
         if credentials is None:
             channel = grpc.aio.insecure_channel(server.address, options=options)
         else:
             port = server.address.rpartition(":")[2]
             channel = grpc.aio.secure_channel(f"localhost:{port}", credentials, options=options)
         async with channel:
-            yield Served(broker, server, channel, registry)
+            yield Served(broker, server, channel, registry, health)
     finally:
         await server.stop()
+        await health.stop()
         await executor.close()
 
 

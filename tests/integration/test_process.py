@@ -4,11 +4,13 @@ import asyncio
 import signal
 import socket
 import tempfile
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.chaos.scenario import free_ports
 from tests.command_line import dev, started
 from tests.postgres_server import PostgresServer
 
@@ -56,13 +58,20 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 
 def test_a_broker_begins_as_soon_as_its_database_is_there(tmp_path: Path, postgres_server: PostgresServer) -> None:
     """Brokers and what they need are often started together."""
+    metrics_address = f"127.0.0.1:{free_ports(1)[0]}"
     with tempfile.TemporaryDirectory(prefix="tidelog-late-") as place:  # short: the socket's path is limited to 107 bytes
         socket_directory = Path(place) / "db"
         flags = ["--bucket", f"file://{tmp_path}", "--metadata", f"postgresql://postgres@/late?host={socket_directory}"]
-        flags += ["--listen", "127.0.0.1:0", "--metrics-listen", ""]
+        flags += ["--listen", "127.0.0.1:0", "--metrics-listen", metrics_address]
         with started("broker", *flags, TIDELOG_LOG_FORMAT="json") as process:
             assert process.stderr is not None
             assert any('"start_waits"' in line for line in process.stderr)
+            assert page(metrics_address, "/livez") == "alive\n"  # a restart would mend nothing
+            with pytest.raises(urllib.error.HTTPError) as unready:
+                page(metrics_address, "/readyz")
+            assert unready.value.code == 503
+            assert "waits: the database at postgresql" in unready.value.read().decode()
+            assert "tidelog_broker_epoch" in page(metrics_address, "/metrics")
             asyncio.run(postgres_server.execute("CREATE DATABASE late"))
             socket_directory.symlink_to(postgres_server.directory)
             assert any('"broker_ready"' in line for line in process.stderr)

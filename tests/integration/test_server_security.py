@@ -206,7 +206,7 @@ async def test_tls_serves_who_trusts_the_authority_and_no_one_in_plaintext(certi
     async with serving(credentials=certificates.trusting(), **certificates.settings) as served:
         assert await answers(served)
         async with grpc.aio.insecure_channel(served.server.address) as plaintext:
-            assert not await answers(Served(served.broker, served.server, plaintext, served.registry))
+            assert not await answers(Served(served.broker, served.server, plaintext, served.registry, served.health))
     async with serving(credentials=certificates.trusting(trustme.CA()), **certificates.settings) as served:
         assert not await answers(served)
 
@@ -239,7 +239,7 @@ async def test_a_renewed_certificate_is_shown_and_a_broken_one_is_not(certificat
             port = served.server.address.rpartition(":")[2]
             options = [("grpc.use_local_subchannel_pool", 1)]
             async with grpc.aio.secure_channel(f"localhost:{port}", certificates.trusting(authority), options=options) as channel:
-                return await answers(Served(served.broker, served.server, channel, served.registry))
+                return await answers(Served(served.broker, served.server, channel, served.registry, served.health))
 
         certificates.renew(other)
         async with asyncio.timeout(20):
@@ -261,7 +261,7 @@ async def test_a_renewed_authority_of_clients_lets_in_its_own_and_no_others(cert
         port = served.server.address.rpartition(":")[2]
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.secure_channel(f"localhost:{port}", mutual, options=options) as channel:
-            return await answers(Served(served.broker, served.server, channel, served.registry))
+            return await answers(Served(served.broker, served.server, channel, served.registry, served.health))
 
     async with serving(credentials=certificates.trusting(), **settings) as served:
         assert (await welcome(served, old), await welcome(served, new)) == (True, False)
@@ -365,7 +365,7 @@ async def test_clients_are_never_sent_to_every_address() -> None:
 
 @pytest.mark.parametrize("setting", ["listen", "metrics_listen"])
 async def test_two_servers_do_not_share_a_port(served: Served, setting: str) -> None:
-    taken: dict[str, Any] = {setting: served.server.address if setting == "listen" else served.server.metrics_address}
+    taken: dict[str, Any] = {setting: served.server.address if setting == "listen" else served.health.address}
     with pytest.raises(InvalidSettings, match="taken"):
         async with serving(**taken):
             pass
@@ -399,7 +399,7 @@ async def test_health_follows_the_broker(served: Served) -> None:
 
 async def test_probes_and_metrics_answer_over_http(served: Served) -> None:
     await served.log.InitProducer(log_pb2.InitProducerRequest())
-    async with aiohttp.ClientSession(f"http://{served.server.metrics_address}") as http:
+    async with aiohttp.ClientSession(f"http://{served.health.address}") as http:
 
         async def get(path: str) -> tuple[int, str]:
             async with http.get(path) as response:
@@ -437,7 +437,7 @@ async def test_connections_beyond_the_limit_are_not_served() -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [grpc.aio.insecure_channel(served.server.address, options=options) for _ in range(3)]
         try:
-            found = [await answers(Served(served.broker, served.server, channel, served.registry)) for channel in channels]
+            found = [await answers(Served(served.broker, served.server, channel, served.registry, served.health)) for channel in channels]
             assert found == [True, True, False]
         finally:
             for channel in channels:

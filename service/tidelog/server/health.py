@@ -1,6 +1,7 @@
 """Whether this broker can be used: `grpc.health.v1` for clients and balancers, and /livez, /readyz, /metrics over HTTP."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -60,10 +61,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
 
 
 class HealthListener:
-    """The HTTP listener for Prometheus and for Kubernetes' probes."""
+    """The HTTP listener for Prometheus and for Kubernetes' probes. It is there before anything else, and after it."""
 
-    def __init__(self, broker: LogBroker, registry: CollectorRegistry) -> None:
-        self._broker = broker
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.problem: Callable[[], str | None] = lambda: "this broker is starting"
+        """Why no appends are taken now; None: they are."""
+        self.address = ""
+        """HOST:PORT bound; empty where nothing is listened on."""
         self._registry = registry
         application = web.Application()
         application.add_routes(
@@ -71,8 +75,10 @@ class HealthListener:
         )
         self._runner = web.AppRunner(application, access_log=None)
 
-    async def start(self, address: str) -> str:
-        """Listen; return the address bound. Raises InvalidSettings."""
+    async def start(self, address: str) -> None:
+        """Listen, unless `address` is empty. Raises InvalidSettings."""
+        if not address:
+            return
         host, port = host_and_port(address)
         await self._runner.setup()
         try:
@@ -84,7 +90,7 @@ class HealthListener:
                 " Set metrics_listen, or set it to nothing"
             ) from error
         bound = self._runner.addresses[0]
-        return f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+        self.address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
 
     async def stop(self) -> None:
         """Close the listener."""
@@ -95,7 +101,7 @@ class HealthListener:
         return web.Response(text="alive\n")
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        problem = self._broker.ready()
+        problem = self.problem()
         return web.Response(text="ready\n") if problem is None else web.Response(status=503, text=f"{problem}\n")
 
     async def _metrics(self, _request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TypeVar
 
 from prometheus_client import disable_created_metrics
@@ -24,6 +25,7 @@ from tidelog.executors import ThreadExecutor
 from tidelog.metrics import Metrics
 from tidelog.randomness import Random, system_random
 from tidelog.server.descriptors import raise_limit
+from tidelog.server.health import HealthListener
 from tidelog.server.peers import GrpcPeers
 from tidelog.server.server import Server
 from tidelog.server.stores import open_bucket, open_metadata
@@ -76,14 +78,14 @@ async def serve(settings: Settings, *, greet: Greet | None = None, stopping: asy
         working = asyncio.create_task(_opened(settings, stack))
         if not await _before(stopping, working):
             return
-        broker, server = working.result()
+        broker, server, health = working.result()
         address = server.advertised
         life = asyncio.create_task(broker.run(address=address, peer_address=address))
         try:
             if await _before(stopping, asyncio.create_task(_ready(broker, life))):
-                _log.info("broker_ready", broker_id=settings.broker_id, address=address, metrics_address=server.metrics_address)
+                _log.info("broker_ready", broker_id=settings.broker_id, address=address, metrics_address=health.address)
                 if greet is not None:
-                    greet(address, server.metrics_address)
+                    greet(address, health.address)
                 await _before(stopping, life, cancel=False)
             if stopping.is_set():
                 _log.info("broker_draining", timeout_ms=settings.drain_timeout_ms)
@@ -95,14 +97,20 @@ async def serve(settings: Settings, *, greet: Greet | None = None, stopping: asy
     _log.info("broker_ended", broker_id=settings.broker_id)
 
 
-async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Server]:
-    """Open everything from the stores upwards; the stack closes it from the server downwards."""
+async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Server, HealthListener]:
+    """Open everything from the stores upwards; the stack closes it from the server downwards.
+
+    Probes and scrapes are answered before the stores are there: a process that waits for them is alive, and a restart would mend nothing.
+    """
     clock, chance = SystemClock(), system_random()
     prices = Prices(settings.put_dollars_per_1000, settings.get_dollars_per_1000, settings.storage_dollars_per_gib_month)
     metrics = Metrics(prices=prices, most_topics=settings.metrics_most_topics)
-    bucket = await _once_there(lambda: open_bucket(settings, metrics=metrics, clock=clock, chance=chance), chance)
+    health = HealthListener(metrics.registry)
+    stack.push_async_callback(health.stop)
+    await health.start(settings.metrics_listen)
+    bucket = await _once_there(lambda: open_bucket(settings, metrics=metrics, clock=clock, chance=chance), chance, health)
     stack.push_async_callback(bucket.close)
-    store = await _once_there(lambda: open_metadata(settings, metrics=metrics, clock=clock), chance)
+    store = await _once_there(lambda: open_metadata(settings, metrics=metrics, clock=clock), chance, health)
     stack.push_async_callback(store.close)
     executor = ThreadExecutor("server", threads=2)
     stack.push_async_callback(executor.close)
@@ -119,17 +127,18 @@ async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Se
         metrics=metrics,
         broker_id=settings.broker_id,
     )
-    await _once_there(broker.start, chance)
+    await _once_there(broker.start, chance, health)
+    health.problem = broker.ready
     _show(broker, metrics, settings)
     lag = asyncio.create_task(_watch_event_loop(metrics, clock))
     stack.callback(lag.cancel)
     server = Server(broker, settings, clock=clock, executor=executor, metrics=metrics)
     stack.push_async_callback(server.stop)
     await server.start()
-    return broker, server
+    return broker, server, health
 
 
-async def _once_there(work: Callable[[], Awaitable[T]], chance: Random) -> T:
+async def _once_there(work: Callable[[], Awaitable[T]], chance: Random, health: HealthListener) -> T:
     """Do something as soon as what it needs is there: a dependency that is away for a while is no reason to end."""
     wait_s = _RETRY_BASE_S
     while True:
@@ -139,6 +148,8 @@ async def _once_there(work: Callable[[], Awaitable[T]], chance: Random) -> T:
             if not error.retriable:
                 raise
             _log.warning("start_waits", reason=error.reason, problem=str(error))
+            problem = f"this broker is starting, and waits: {error}"
+            health.problem = partial(str, problem)
             await asyncio.sleep(chance.uniform(wait_s / 2, wait_s))
             wait_s = min(2 * wait_s, _RETRY_MOST_S)
 

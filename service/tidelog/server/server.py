@@ -16,7 +16,7 @@ from tidelog.proto.v1 import admin_pb2_grpc, log_pb2_grpc, peers_pb2_grpc
 from tidelog.server.addresses import host_and_port
 from tidelog.server.admin import AdminServicer
 from tidelog.server.descriptors import connections_that_fit
-from tidelog.server.health import HealthListener, HealthServicer
+from tidelog.server.health import HealthServicer
 from tidelog.server.interceptors import Calls
 from tidelog.server.log import LogServicer
 from tidelog.server.peer_service import PeersServicer
@@ -47,10 +47,8 @@ class Server:
         self._metrics = metrics
         self.streams = OpenStreams(most=settings.max_streams)
         self._grpc: grpc.aio.Server | None = None
-        self._health = HealthListener(broker, metrics.registry)
         self.address = ""
         """HOST:PORT that is listened on, once started."""
-        self.metrics_address = ""
 
     async def start(self) -> None:
         """Listen and serve. Raises InvalidSettings."""
@@ -61,9 +59,7 @@ class Server:
         self._add_services(self._grpc)
         self.address = self._listen(self._grpc)
         await self._grpc.start()
-        if self._settings.metrics_listen:
-            self.metrics_address = await self._health.start(self._settings.metrics_listen)
-        _log.info("server_started", address=self.address, metrics_address=self.metrics_address)
+        _log.info("server_started", address=self.address)
 
     @property
     def advertised(self) -> str:
@@ -78,7 +74,6 @@ class Server:
         if self._grpc is not None:
             self.streams.end_all()
             await self._grpc.stop(min(_LAST_WORDS_S, self._settings.drain_timeout_ms / 1000))
-        await self._health.stop()
         _log.info("server_stopped", address=self.address)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
