@@ -34,7 +34,8 @@ check: venv ## formatting, lints, types, layering
 	$(BIN)/lint-imports --no-cache
 
 unit: venv .venv-localstack/.installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not localstack"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not localstack and not alone"
+	$(BIN)/python -m pytest -m alone
 
 # One interpreter of each supported version, from PATH or from pyenv.
 PYTHONS ?= $(shell for v in 11 12 13 14; do for p in python3.$$v $$(ls -d $$HOME/.pyenv/versions/3.$$v.*/bin/python 2>/dev/null | sort -rV); do \

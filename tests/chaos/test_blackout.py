@@ -22,6 +22,8 @@ from tests.chaos.weather import weather
 from tests.postgres_server import PostgresServer
 from tests.sim.history import Send
 
+pytestmark = pytest.mark.alone
+
 AWAY_S = float(os.environ.get("BLACKOUT_SECONDS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().getrandbits(32)
 NORMAL_WITHIN_S = 60

@@ -19,7 +19,7 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "0"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().getrandbits(32)
 KILLS = 50
 
-pytestmark = pytest.mark.timeout(SECONDS + 400)
+pytestmark = [pytest.mark.timeout(SECONDS + 400), pytest.mark.alone]
 
 
 def judge(report: Report, brokers: list[BrokerProcess], *, least_sends: int) -> None:

@@ -14,6 +14,8 @@ from tests.chaos.cluster import BrokerProcess, broker_processes, tail
 from tests.chaos.scenario import free_ports, wait_until_served
 from tests.chaos.weather import weather
 
+pytestmark = pytest.mark.alone
+
 MIB = 2**20
 BUDGET = 32 * MIB
 PRODUCERS = 8
