@@ -198,7 +198,12 @@ class Tls:
 class Tokens:
     """Bearer tokens of clients, and the secret by which brokers know each other."""
 
-    secret_ref: Annotated[Secret, Doc("Secret with tokens.yaml (see docs/security.md) and peer-token.")]
+    secret_ref: Annotated[
+        Secret,
+        Doc(
+            "Secret with tokens.yaml (see docs/security.md), peer-token, and operator-token, which tokens.yaml gives admin for all topics."
+        ),
+    ]
 
 
 RESERVED_SETTINGS = (

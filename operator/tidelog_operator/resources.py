@@ -45,7 +45,7 @@ def needed_secrets(spec: ClusterSpec) -> dict[str, frozenset[str]]:
     if spec.tls:
         wanted.append((spec.tls.secret_ref.name, ("tls.crt", "tls.key", *(["ca.crt"] if spec.tls.client_certificates else []))))
     if spec.tokens:
-        wanted.append((spec.tokens.secret_ref.name, ("tokens.yaml", "peer-token")))
+        wanted.append((spec.tokens.secret_ref.name, ("tokens.yaml", "peer-token", "operator-token")))
     return {name: frozenset(key for other, keys in wanted if other == name for key in keys) for name, _ in wanted}
 
 

@@ -46,7 +46,8 @@ def configure(*, log_format: LogFormat, log_level: LogLevel, stream: TextIO | No
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(max(level, logging.WARNING))
-    logging.getLogger("tidelog").setLevel(level)
+    for own in ("tidelog", "tidelog_operator"):
+        logging.getLogger(own).setLevel(level)
     logging.captureWarnings(capture=True)
 
 

@@ -58,6 +58,8 @@ class Credentials:
     cert: bytes | None = None
     key: bytes | None = None
     token: str | None = None
+    server_name: str | None = None
+    """What brokers' certificates must name, where it is not what they are reached by; None: it is."""
     context: ssl.SSLContext | None = None
     """The same for Python's own TLS, by which is found out why a connection does not come about."""
 
@@ -65,7 +67,8 @@ class Credentials:
         """Return a new channel, which connects when it is used."""
         if not self.tls:
             return grpc.aio.insecure_channel(address, options=_OPTIONS)
-        return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(self.ca, self.key, self.cert), options=_OPTIONS)
+        options = [*_OPTIONS, ("grpc.ssl_target_name_override", self.server_name)] if self.server_name else _OPTIONS
+        return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(self.ca, self.key, self.cert), options=options)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
