@@ -190,7 +190,13 @@ class PodDisruptionBudget:
 class Tls:
     """Encryption between clients and brokers, and among brokers."""
 
-    secret_ref: Annotated[Secret, Doc("Secret of type kubernetes.io/tls: tls.crt and tls.key; ca.crt where others must be verified by it.")]
+    secret_ref: Annotated[
+        Secret,
+        Doc(
+            "Secret of type kubernetes.io/tls: tls.crt, which must be valid for NAME.NAMESPACE.svc, and tls.key; ca.crt, the authorities"
+            " by which brokers know each other, and clients where these have certificates."
+        ),
+    ]
     client_certificates: Annotated[bool, Doc("Ask clients for certificates of the authorities in ca.crt (mTLS).")] = False
 
 
@@ -209,7 +215,7 @@ class Tokens:
 RESERVED_SETTINGS = (
     "broker_id", "zone", "listen", "advertise", "metrics_listen", "bucket",
     "metadata", "s3_endpoint_url", "s3_region", "drain_timeout_ms", "drain_propagation_ms", "insecure",
-    "tls_certificate_file", "tls_key_file", "tls_client_ca_file", "tls_ca_file", "tokens_file", "peer_token",
+    "tls_certificate_file", "tls_key_file", "tls_client_ca_file", "tls_ca_file", "tls_peer_name", "tokens_file", "peer_token",
 )  # fmt: skip
 """Settings of a broker that other fields of the spec decide."""
 

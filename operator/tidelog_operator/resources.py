@@ -43,7 +43,7 @@ def needed_secrets(spec: ClusterSpec) -> dict[str, frozenset[str]]:
     if spec.storage.credentials_secret_ref:
         wanted.append((spec.storage.credentials_secret_ref.name, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")))
     if spec.tls:
-        wanted.append((spec.tls.secret_ref.name, ("tls.crt", "tls.key", *(["ca.crt"] if spec.tls.client_certificates else []))))
+        wanted.append((spec.tls.secret_ref.name, ("tls.crt", "tls.key", "ca.crt")))
     if spec.tokens:
         wanted.append((spec.tokens.secret_ref.name, ("tokens.yaml", "peer-token", "operator-token")))
     return {name: frozenset(key for other, keys in wanted if other == name for key in keys) for name, _ in wanted}
@@ -152,7 +152,7 @@ def _template(cluster: Cluster) -> dict[str, Any]:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "topologySpreadConstraints": [_spread(cluster, key) for key in (_ZONE, "kubernetes.io/hostname")],
-        "containers": [_container(spec)],
+        "containers": [_container(cluster)],
         "volumes": [{"name": "tmp", "emptyDir": {}}, *_volumes(spec)],
     }
     if spec.image_pull_secrets:
@@ -173,7 +173,9 @@ def _spread(cluster: Cluster, key: str) -> dict[str, Any]:
     }
 
 
-def _container(spec: ClusterSpec) -> dict[str, Any]:
+def _container(cluster: Cluster) -> dict[str, Any]:
+    spec = cluster.spec
+
     def probe(path: str, *, every_s: int, failures: int) -> dict[str, Any]:
         return {"httpGet": {"path": path, "port": "metrics"}, "periodSeconds": every_s, "timeoutSeconds": 2, "failureThreshold": failures}
 
@@ -182,7 +184,7 @@ def _container(spec: ClusterSpec) -> dict[str, Any]:
         "name": "broker",
         "image": spec.image,
         "args": ["broker"],
-        "env": _variables(spec),
+        "env": _variables(cluster),
         "ports": [{"name": "grpc", "containerPort": LOG_PORT}, {"name": "metrics", "containerPort": HEALTH_PORT}],
         "startupProbe": probe("/livez", every_s=2, failures=150),
         "livenessProbe": probe("/livez", every_s=10, failures=6),
@@ -199,7 +201,8 @@ def _container(spec: ClusterSpec) -> dict[str, Any]:
     }
 
 
-def _variables(spec: ClusterSpec) -> list[dict[str, Any]]:
+def _variables(cluster: Cluster) -> list[dict[str, Any]]:
+    spec = cluster.spec
     storage, tls = spec.storage, spec.tls
     settings: dict[str, Any] = {
         "listen": f"0.0.0.0:{LOG_PORT}",
@@ -214,7 +217,10 @@ def _variables(spec: ClusterSpec) -> list[dict[str, Any]]:
         "insecure": "false" if tls and (spec.tokens or tls.client_certificates) else "true",
     }
     if tls:
-        settings |= {"tls_certificate_file": "/etc/tidelog/tls/tls.crt", "tls_key_file": "/etc/tidelog/tls/tls.key"}
+        files = {"certificate": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
+        settings |= {f"tls_{use}_file": f"/etc/tidelog/tls/{name}" for use, name in files.items()}
+        # Brokers call each other by pods' addresses, which no certificate bears.
+        settings["tls_peer_name"] = f"{cluster.name}.{cluster.namespace}.svc"
         if tls.client_certificates:
             settings["tls_client_ca_file"] = "/etc/tidelog/tls/ca.crt"
     if spec.tokens:

@@ -236,6 +236,9 @@ class Settings(BaseModel):
     tls_ca_file: str = Field(
         "", description="PEM file of the authorities of other brokers' certificates; empty: tls_client_ca_file, else the system's."
     )
+    tls_peer_name: str = Field(
+        "", description="Name that other brokers' certificates are checked for; empty: that of the address which they advertise."
+    )
     tokens_file: str = Field("", description="YAML file of bearer tokens and their scopes; read again when it changes.")
     peer_token: str = Field(
         "", repr=False, description="Secret by which brokers know each other; needed with tokens_file. Empty: mTLS, or loopback only."

@@ -5,8 +5,10 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import trustme
 from tidelog.broker.references import (
     Accepted,
     Answer,
@@ -180,3 +182,25 @@ async def test_beyond_its_limit_a_link_is_broken_on_purpose(served: Served) -> N
         await asyncio.wait_for(receiver.is_broken.wait(), 10)
         link.send([reference(0)])
         assert receiver.breaks == 1
+
+
+async def test_a_broker_may_be_known_by_another_name_than_its_address(tmp_path: Path) -> None:
+    """On Kubernetes brokers call each other by pods' addresses, which no certificate bears."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("logs.default.svc")
+    ca, cert, key = (str(tmp_path / name) for name in ("ca.pem", "cert.pem", "key.pem"))
+    authority.cert_pem.write_to_path(ca)
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    settings: dict[str, Any] = {"tls_certificate_file": cert, "tls_key_file": key, "tls_ca_file": ca}
+    async with serving(**settings) as served:
+        for name, known in (("logs.default.svc", True), ("", False), ("other.default.svc", False)):
+            async with peers(tls_peer_name=name, **settings) as links:
+                receiver = Receiver()
+                link = links.references(target(served), receiver)
+                link.send([reference(0)])
+                if known:
+                    await wait_for(lambda: served.broker.sessions and served.broker.sessions[0].references)
+                    link.close()
+                else:
+                    await asyncio.wait_for(receiver.is_broken.wait(), 10)

@@ -78,8 +78,10 @@ def test_a_broker_understands_what_it_is_told(spec: ClusterSpec) -> None:
 def test_files_that_settings_name_are_mounted() -> None:
     settings = load_settings(flags={}, config_file=None, environ=environment(SECURE)).settings
     mounted = {Path(each["mountPath"]) for each in container(SECURE)["volumeMounts"]}
-    for file in (settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file, settings.tokens_file):
+    files = (settings.tls_certificate_file, settings.tls_key_file, settings.tls_ca_file, settings.tls_client_ca_file, settings.tokens_file)
+    for file in files:
         assert Path(file).parent in mounted
+        assert Path(file).name in needed_secrets(SECURE)["certificate"] | needed_secrets(SECURE)["tokens"]
     volumes = deployment(cluster(SECURE), seen(SECURE), replicas=3)["spec"]["template"]["spec"]["volumes"]
     assert {each["name"] for each in volumes} == {each["name"] for each in container(SECURE)["volumeMounts"]}
     assert {each["secret"]["secretName"] for each in volumes if "secret" in each} == {"certificate", "tokens"}

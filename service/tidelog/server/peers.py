@@ -139,7 +139,7 @@ class GrpcPeers:
 
     def _new_channel(self, address: str) -> grpc.aio.Channel:
         half_timeout_ms = max(1, self._settings.peer_timeout_ms // 2)
-        options = [
+        options: list[tuple[str, int | str]] = [
             ("grpc.keepalive_time_ms", half_timeout_ms),  # a half-open link is broken after peer_timeout_ms
             ("grpc.keepalive_timeout_ms", half_timeout_ms),
             ("grpc.http2.ping_timeout_ms", half_timeout_ms),  # which is what really counts; a minute, by default
@@ -151,6 +151,8 @@ class GrpcPeers:
         credentials = channel_credentials(self._settings)
         if credentials is None:
             return grpc.aio.insecure_channel(address, options=options)
+        if self._settings.tls_peer_name:
+            options.append(("grpc.ssl_target_name_override", self._settings.tls_peer_name))
         return grpc.aio.secure_channel(address, credentials, options=options)
 
 
