@@ -1,8 +1,10 @@
-# The service and its operator in a slim image, from pinned packages. Its arguments are those of `tidelog`, its settings TIDELOG_* variables:
+# The service and its operator in a slim image, from pinned packages. Its arguments are those of `tidelog`, its settings TIDELOG_* variables;
+# the operator is the command `tidelog-operator` in it:
 #
 #     docker build -t tidelog .
 #     docker run --rm tidelog demo
 #     docker run --rm -p 9595:9595 tidelog broker --bucket memory:// --metadata sqlite:// --listen 0.0.0.0:9595 --insecure
+#     docker run --rm --entrypoint tidelog-operator tidelog --help
 #
 # tests/e2e/test_dockerfile.py runs these steps outside Docker.
 

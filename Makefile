@@ -10,7 +10,7 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many sim-scale mutants fuzz docs crds proto golden requirements \
+.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many sim-scale mutants fuzz docs crds chart proto golden requirements \
 	dist test-localstack clean
 
 help: ## this list
@@ -89,6 +89,9 @@ docs: venv ## docs/settings.md and docs/metrics.md from the code
 crds: venv ## the chart's custom resource definitions, from operator/tidelog_operator/resource.py
 	$(BIN)/tidelog-operator crds --directory helm/tidelog/crds
 
+chart: crds ## the chart's values.schema.json and README.md, from its values.yaml and the custom resource definitions
+	$(BIN)/python -m helm.reference
+
 proto: venv ## generated code from service/tidelog/proto/v1/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/tidelog/proto/v1/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I service --grpc_python_out=service service/tidelog/proto/v1/log.proto service/tidelog/proto/v1/admin.proto service/tidelog/proto/v1/peers.proto
@@ -109,8 +112,9 @@ requirements: venv ## resolve the pinned requirements anew
 demo: venv ## the whole service at work, in acts, in under a minute; nothing is left behind
 	$(BIN)/tidelog demo
 
-dist: venv ## the wheel and the source distribution, in dist/
+dist: venv ## the wheel, the source distribution and the chart, in dist/
 	$(BIN)/hatchling build --directory $(DIST)
+	$(BIN)/python -c 'import helm_python, sys; print(helm_python.package("helm/tidelog", destination=sys.argv[1]))' $(DIST)
 
 clean: ## what the targets made
 	rm -rf .venv .venv-* .prometheus dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from helm_python import Chart
 
 from tests.command_line import GREETING, environment
 
@@ -100,6 +101,16 @@ def test_the_wheel_holds_the_packages_their_contract_and_their_types_and_nothing
     assert [name for name in names if "__pycache__" in name or name.endswith(".pyc")] == []
     migrations = ROOT / "service/tidelog/metadata/migrations/versions"
     assert {f"tidelog/metadata/migrations/versions/{path.name}" for path in migrations.glob("*.py")} <= set(names)
+
+
+def test_the_chart_is_packed_without_what_only_tests_need(dist: Path) -> None:
+    (packed,) = dist.glob("*.tgz")
+    with tarfile.open(packed) as archive:
+        names = archive.getnames()
+    assert {"tidelog/Chart.yaml", "tidelog/values.schema.json", "tidelog/README.md", "tidelog/crds/tidelogclusters.yaml"} <= set(names)
+    assert [name for name in names if "/ci/" in name] == []
+    with Chart.load(packed) as chart:
+        assert "tidelog/templates/operator.yaml" in chart.render({}, name="tidelog")
 
 
 def test_the_source_distribution_builds_the_same_wheel(dist: Path, tmp_path: Path) -> None:

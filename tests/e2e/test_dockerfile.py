@@ -82,6 +82,10 @@ def test_its_steps_make_a_broker_that_serves_and_drains(tmp_path: Path) -> None:
     (entry,), (default,) = (json.loads(of(image, name)[0]) for name in ("ENTRYPOINT", "CMD"))
     program = shutil.which(entry, path=run["PATH"])
     assert program == str(tmp_path / "opt/bin/tidelog")
+    operator = shutil.which("tidelog-operator", path=run["PATH"])
+    assert operator == str(tmp_path / "opt/bin/tidelog-operator"), "one image for both"
+    definitions = subprocess.run([operator, "crds"], env=run, capture_output=True, text=True, timeout=60)
+    assert definitions.stdout.count("kind: CustomResourceDefinition") == 2
     settings = {"BUCKET": "memory://", "METADATA": "sqlite://", "LISTEN": "127.0.0.1:0", "METRICS_LISTEN": ""}
     broker_variables = run | {f"TIDELOG_{name}": value for name, value in settings.items()}
     with subprocess.Popen([program, default], cwd=tmp_path / "home", env=broker_variables, stderr=subprocess.PIPE, text=True) as broker:
