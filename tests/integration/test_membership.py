@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 from tidelog.broker.broker import Broker
+from tidelog.broker.rebuild import rebuild
 from tidelog.errors import Draining, MetadataUnavailable, NotReady
 from tidelog.metadata.marks import report_resolved
 from tidelog.metadata.membership import end_expired_epochs, register
@@ -198,6 +199,19 @@ async def test_a_drain_gives_up_when_the_store_stays_away(cluster: Cluster) -> N
     await brokers[0].drain_and_end()
     waited_s = asyncio.get_running_loop().time() - began
     assert SETTINGS.drain_timeout_ms / 1000 <= waited_s < SETTINGS.drain_timeout_ms / 1000 + 1
+
+
+@on_virtual_time
+async def test_brokers_that_all_leave_do_not_wait_for_each_other_and_leave_everything_in_the_bucket(cluster: Cluster) -> None:
+    """One that wants to hand over to another finds that this one leaves, too: then there is nobody to wait for."""
+    brokers = await three(cluster)
+    await asyncio.gather(*(append(brokers[0], "clicks", b"v", partition=p) for p in range(6)))
+    began = asyncio.get_running_loop().time()
+    await asyncio.gather(*(broker.drain_and_end() for broker in brokers))
+    assert asyncio.get_running_loop().time() - began < 5, "which is far less than drain_timeout_ms"
+    report = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    assert report.certain
+    assert report.exact_records == 6
 
 
 @on_virtual_time

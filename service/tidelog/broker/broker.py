@@ -187,9 +187,15 @@ class Broker:
             await asyncio.sleep(self._settings.drain_propagation_ms / 1000)
         life.intake.drain()
         await life.intake.drained()
-        if any(not broker.draining for broker in self.catalog.membership.brokers if broker.broker_id != self._broker_id):
-            await life.ledger.leads_nothing.wait()
+        while not life.ledger.leads_nothing.is_set() and self._others_stay():  # they may begin to drain themselves, or end, meanwhile
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.catalog_poll_ms / 1000):
+                    await life.ledger.leads_nothing.wait()
         await life.checkpointer.write()  # so that after a full stop the bucket alone has everything
+
+    def _others_stay(self) -> bool:
+        """Say whether there is anybody to hand over to, as far as is known."""
+        return any(not broker.draining for broker in self.catalog.membership.brokers if broker.broker_id != self._broker_id)
 
     async def _mark_draining(self, life: Life) -> bool:
         """Mark this life as draining, waiting for a store that is away; say whether it is still there to be marked."""
