@@ -25,7 +25,7 @@ FAULT_SECONDS = 30.0
 HEALED_WITHIN_S = 30.0
 DRAINED_WITHIN_S = 240.0
 """Within which at least one thing more must have gone."""
-ROT_FOUND_WITHIN_S = 300.0
+ROT_FOUND_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,15 @@ async def rot(world: World) -> None:
     assert segment.writer is not None
     key = object_key(extent, segment.writer, topic_id=place.topic_id, partition=place.partition)
     world.bucket.turn_bit(key, extent.position + extent.length - 1)
-    until = world.loop.now + ROT_FOUND_WITHIN_S
+    extents = (await world.store.run(lambda tx: tx.rows("SELECT count(*) AS count FROM extents")))[0].count
+    within_s = ROT_FOUND_WITHIN_S + 2 * extents / world.draw.settings.scrub_reads_per_second  # it may just have been looked at
+    until = world.loop.now + within_s
     while scrubbed(world, "damaged") == damaged:
         if found[0] not in await world.store.run(lambda tx: tx.rows(readable.replace(" LIMIT 1", ""))):
             world.counts["rotten extent not kept"] += 1
             return
         if world.loop.now > until:
-            world.violation("scrub: damaged, but not found", f"{key} since {ROT_FOUND_WITHIN_S:g} s")
+            world.violation("scrub: damaged, but not found", f"{key} since {within_s:g} s")
             return
         await asyncio.sleep(1)
     world.counts["scrub: damage found"] += 1
