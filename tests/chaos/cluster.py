@@ -52,10 +52,10 @@ class Spawner:
 
 
 @asynccontextmanager
-async def spawner() -> AsyncIterator[Spawner]:
+async def spawner(module: str = "tests.chaos.spawner") -> AsyncIterator[Spawner]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDELOG_")}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.chaos.spawner", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        sys.executable, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     found = Spawner(process)

@@ -10,13 +10,14 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from tidelog.server.process import run
 from tidelog.server.settings import load_settings
 
 
-def main() -> None:
+def main(play: Callable[[dict[str, Any], str], None]) -> None:
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
@@ -57,6 +58,12 @@ def say(line: str) -> None:
 
 
 def play(flags: dict[str, Any], log: str) -> None:
+    """Be a broker."""
+    play_as(lambda: run(load_settings(flags=flags, config_file=None, environ=os.environ).settings), log)
+
+
+def play_as(program: Callable[[], int], log: str) -> None:
+    """Be a program whose output goes to a file, and end with its exit code."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for target, file, mode in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)):
@@ -64,7 +71,7 @@ def play(flags: dict[str, Any], log: str) -> None:
     os.dup2(1, 2)
     code = 1
     try:
-        code = run(load_settings(flags=flags, config_file=None, environ=os.environ).settings)
+        code = program()
     except BaseException:
         traceback.print_exc()
         raise
@@ -74,4 +81,4 @@ def play(flags: dict[str, Any], log: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(play)

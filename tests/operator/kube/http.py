@@ -85,6 +85,8 @@ class ApiServer:
             return web.json_response(answer, status=code, headers=headers)
         except Failure as failure:
             return web.json_response(failure.status(), status=failure.code)
+        except ConnectionError:  # whoever watched is gone
+            return web.Response()
 
     @staticmethod
     def _what(path: str) -> _Asked:

@@ -1,0 +1,146 @@
+"""Clients of a cluster at work while something is done to it, and what they noticed."""
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import tidelog
+
+from tests.chaos.scenario import PARTITIONS, TOPIC, Chaos, Report
+from tests.operator.kube.balancer import service
+from tests.operator.rig import NAME, NAMESPACE, Rig
+from tests.sim.history import check
+
+PRODUCERS = 3
+CONSUMERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place where brokers are reached, as `Chaos` wants one."""
+
+    name: str
+    address: str
+
+
+@dataclass(slots=True)
+class Phase:
+    """Something that was done, and what clients noticed of it."""
+
+    name: str
+    planned: bool
+    began: float
+    ended: float = 0.0
+    appends: int = 0
+    errors: int = 0
+    longest_append_s: float = 0.0
+    longest_silence_s: float = 0.0
+    """The longest time in which no partition's append was acknowledged to anybody."""
+    longest_to_read_s: float = 0.0
+    """From an acknowledgement until all consumers had read the record."""
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.name} | {self.ended - self.began:.0f} | {self.appends} | {self.errors} | {self.longest_append_s * 1000:.0f}"
+            f" | {self.longest_silence_s * 1000:.0f} | {self.longest_to_read_s * 1000:.0f} |"
+        )
+
+
+HEAD = (
+    "| what | s | appends | errors | longest append, ms | longest without an acknowledgement, ms | longest until read by all, ms |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+class Day:
+    """One cluster's day, under continuous produce and consume."""
+
+    def __init__(self, it: Rig, chaos: Chaos) -> None:
+        self.it = it
+        self.chaos = chaos
+        self.phases: list[Phase] = []
+
+    @asynccontextmanager
+    async def phase(self, name: str, *, planned: bool = True) -> AsyncIterator[None]:
+        """What is done inside is a phase; a moment before and after belong to it."""
+        phase = Phase(name, planned, time.monotonic())
+        self.phases.append(phase)
+        await asyncio.sleep(0.5)
+        yield
+        await asyncio.sleep(0.5)
+        phase.ended = time.monotonic()
+
+    def judge(self) -> str:
+        """Work out what was noticed of each phase; return it as a table."""
+        history = self.chaos.history
+        read: dict[tuple[int, int], list[float]] = {}
+        for poll in history.polls:
+            if poll.reader < 200:
+                for offset, _ in poll.pairs:
+                    read.setdefault((poll.partition, offset), []).append(poll.ended)
+        for phase in self.phases:
+            sends = [send for send in history.sends if phase.began <= send.began < phase.ended]
+            done = sorted((send for send in sends if send.kind == "ok"), key=lambda send: send.ended)
+            phase.appends = len(done)
+            phase.errors = len(sends) - len(done)
+            phase.longest_append_s = max((send.ended - send.began for send in done), default=0.0)
+            acks = [send.ended for send in done]
+            phase.longest_silence_s = max((later - earlier for earlier, later in itertools.pairwise(acks)), default=0.0)
+            for send in done:
+                assert send.offset is not None
+                seen = read.get((send.partition, send.offset), [])
+                if len(seen) == CONSUMERS:
+                    phase.longest_to_read_s = max(phase.longest_to_read_s, max(seen) - send.ended)
+        return "\n".join([HEAD, *map(str, self.phases)])
+
+
+@asynccontextmanager
+async def day(it: Rig, seed: int) -> AsyncIterator[Day]:
+    """Clients come and go on working; in the end everything is read and the history is checked."""
+    async with service(it.store, NAMESPACE, NAME, port=9595) as address:
+        chaos = Chaos([Address("service", address)], random.Random(seed), Report(seed))  # type: ignore[list-item]  # all that it looks at
+        found = Day(it, chaos)
+        work = [asyncio.create_task(chaos.produce(number)) for number in range(PRODUCERS)]
+        work += [asyncio.create_task(chaos.consume(100 + number)) for number in range(CONSUMERS)]
+        work.append(asyncio.create_task(chaos.ask()))
+        try:
+            yield found
+        except BaseException:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            raise
+        await _read_by_all(chaos, address)
+        chaos.stopping.set()
+        await asyncio.gather(*work)
+        pods = [pod["status"]["podIP"] for pod in it.ready()]
+        ends = await chaos.read_all(200, Address("broker", f"{chaos.chance.choice(pods)}:9595"))  # type: ignore[arg-type]
+        for name, anomalies in check(chaos.history, ends=ends).items():
+            for what in anomalies:
+                chaos.anomaly(name, what)
+
+
+async def _read_by_all(chaos: Chaos, address: str) -> None:
+    """Wait until the consumers have come as far as the log is now."""
+    async with tidelog.connect(address) as log:
+        described = await log.admin.describe_topic(TOPIC)
+    async with asyncio.timeout(30):
+        for partition in described.partitions:
+            for reader in range(100, 100 + CONSUMERS):
+                while (
+                    max(
+                        (
+                            poll.pairs[-1][0]
+                            for poll in chaos.history.polls
+                            if (poll.reader, poll.partition) == (reader, partition.partition)
+                        ),
+                        default=-1,
+                    )
+                    < partition.next_offset - 1
+                ):
+                    await asyncio.sleep(0.05)
+    assert len(described.partitions) == PARTITIONS

@@ -1,0 +1,89 @@
+"""A cluster's day, with real brokers under continuous produce and consume: nothing is lost or doubled, and what is planned nobody notices.
+
+`make operator-day ROUNDS=…` has many of them.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tidelog.objects.s3 import S3Settings
+
+from tests.chaos.scenario import PARTITIONS, TOPIC
+from tests.operator.day import Day, day
+from tests.operator.rig import NAMESPACE, Rig, rig
+from tests.postgres_server import PostgresServer
+
+ROUNDS = int(os.environ.get("OPERATOR_ROUNDS", "1"))
+SEED = int(os.environ.get("OPERATOR_SEED", "0")) or random.SystemRandom().getrandbits(32)
+NOTICED_MOST_S = 1.0
+"""How long an append may take while something planned is done. Machines that are busy with other things need more."""
+
+pytestmark = pytest.mark.timeout(300 + 120 * ROUNDS)
+
+
+@pytest.fixture
+async def it(tmp_path: Path, postgres_server: PostgresServer, s3_settings: S3Settings) -> AsyncIterator[Rig]:
+    assert s3_settings.endpoint_url
+    async with (
+        postgres_server.database() as url,
+        rig(tmp_path, metadata=url, bucket=s3_settings.bucket, endpoint=s3_settings.endpoint_url) as found,
+    ):
+        yield found
+
+
+async def test_nothing_is_lost_by_whatever_befalls_a_cluster_and_nobody_notices_what_is_planned(it: Rig) -> None:
+    await it.operator()
+    await it.operator()
+    it.create_cluster()
+    it.create_topic(TOPIC, partitions=PARTITIONS)
+    await it.until(lambda: it.settled(3), within_s=60)
+    await it.until(lambda: it.topic_ready(TOPIC), within_s=20)
+    async with day(it, SEED) as today:
+        async with today.phase("nothing, to compare with"):
+            await asyncio.sleep(3)
+        for number in range(ROUNDS):
+            await one_round(today, number)
+    table = today.judge()
+    print(f"\nseed {SEED}\n{table}")
+    anomalies = {name: what[:3] for name, what in today.chaos.report.anomalies.items()}
+    assert not anomalies, (anomalies, it.told())
+    assert not it.kube.api.refused, "the operator asked for what it has no right to"
+    for phase in today.phases:
+        assert phase.appends > 20, table
+        assert not (phase.planned and phase.errors), (table, today.chaos.report.sends)
+
+
+async def one_round(today: Day, number: int) -> None:
+    it = today.it
+    async with today.phase("3 to 5 brokers"):
+        it.change_cluster(replicas=5)
+        await it.until(lambda: it.settled(5), within_s=60, what="5 brokers")
+    async with today.phase("5 to 2 brokers"):
+        it.change_cluster(replicas=2)
+        await it.until(lambda: it.settled(2), within_s=90, what="2 brokers")
+    async with today.phase("rolling update"):
+        before = {pod["metadata"]["name"] for pod in it.pods()}
+        it.change_cluster(config={"max_latency_ms": str(21 + number)})
+        await it.until(
+            lambda: it.settled(2) and not before & {pod["metadata"]["name"] for pod in it.pods()}, within_s=90, what="the update"
+        )
+    async with today.phase("eviction"):
+        gone = it.pods()[0]["metadata"]["name"]
+        assert await it.evict(gone)
+        assert not await it.evict(it.pods()[1]["metadata"]["name"]), "the disruption budget allows one at a time"
+        await it.until(lambda: it.store.find("Pod", NAMESPACE, gone) is None and it.settled(2), within_s=60, what="the eviction")
+    async with today.phase("2 to 3 brokers"):
+        it.change_cluster(replicas=3)
+        await it.until(lambda: it.settled(3), within_s=60, what="3 brokers")
+    async with today.phase("loss of a node", planned=False):
+        lost = it.pods()[0]
+        it.kube.workloads.nodes.pop(lost["spec"]["nodeName"])
+        it.kube.workloads.nodes[f"node-{number}"] = "zone-a"
+        await it.kube.kubelet.lose(lost["spec"]["nodeName"])
+        await it.until(
+            lambda: it.store.find("Pod", NAMESPACE, lost["metadata"]["name"]) is None and it.settled(3), within_s=60, what="another broker"
+        )
