@@ -89,6 +89,10 @@ class BrokerProcess:
             **flags,
         }
 
+    def change(self, **flags: Any) -> None:
+        """Have the next process run with other settings."""
+        self._flags |= flags
+
     async def start(self) -> None:
         """Start a process; it is ready some time later."""
         self._pid, self._ended = await self._spawner.spawn(self._flags, self.log)

@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Report:
     connections: dict[tuple[str, str], int] = field(default_factory=dict)
     """Through each link."""
     most_rss_mib: int = 0
+    lives: Counter[str] = field(default_factory=Counter)
+    """What became of segments, of old records, and of what was rebuilt."""
     anomalies: dict[str, list[object]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -61,9 +63,20 @@ class Report:
                 f"questions {self.questions} for the end of a partition",
                 f"reads     {self.reads} records",
                 f"memory    {self.most_rss_mib} MiB at most",
+                f"lives     {told(self.lives)}",
                 f"anomalies {told(found)}",
             )
         )
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a partition holds."""
+
+    log_start_offset: int
+    next_offset: int
+    pairs: list[tuple[int, int]]
+    """Offsets and values."""
 
 
 class Chaos:
@@ -75,12 +88,17 @@ class Chaos:
         self.history = History()
         self.report = report
         self.stopping = asyncio.Event()
+        self.places = [(TOPIC, partition) for partition in range(PARTITIONS)]
+        """Topics and their partitions; the history knows them by their places in this list."""
+        self.padding: Sequence[int] = (0,)
+        """How many bytes values are made longer by."""
         self._values = 0
+        self._readers = 200
 
-    def begin(self, session: tuple[int, int] | None, number: int, partition: int) -> Send:
+    def begin(self, session: tuple[int, int] | None, number: int, place: int) -> Send:
         """Note that an append of a value that nobody else sends begins now."""
         self._values += 1
-        send = Send(session, number, partition, self._values, time.monotonic())
+        send = Send(session, number, place, self._values, time.monotonic())
         self.history.sends.append(send)
         return send
 
@@ -97,8 +115,7 @@ class Chaos:
                 try:
                     await self._session(log, number, session)
                 except TidelogError as error:  # nobody could be reached for as long as a client looks for somebody
-                    if not error.retriable:
-                        self.anomaly("an error that no retry mends", repr(error))
+                    self.mended(error)
                     self.report.sends[f"not begun: {error.reason}"] += 1
 
     async def _session(self, log: tidelog.Log, number: int, session: int) -> None:
@@ -108,11 +125,12 @@ class Chaos:
             while healthy and not self.stopping.is_set():
                 sends = []
                 for _ in range(self.chance.randrange(1, 6)):
-                    partition = self.chance.randrange(PARTITIONS)
-                    send = self.begin((number, session), numbers[partition], partition)
-                    numbers[partition] += 1
-                    future = producer.send_nowait(TOPIC, b"%d" % send.value, partition=partition)
-                    sends.append((send, future))
+                    place = self.chance.randrange(len(self.places))
+                    send = self.begin((number, session), numbers[place], place)
+                    numbers[place] += 1
+                    topic, partition = self.places[place]
+                    value = b"%d" % send.value + b" " * self.chance.choice(self.padding)
+                    sends.append((send, producer.send_nowait(topic, value, partition=partition)))
                 healthy = all([await self.settle(send, future) for send, future in sends])
                 await asyncio.sleep(self.chance.uniform(0, 0.02))
 
@@ -141,8 +159,7 @@ class Chaos:
             send.kind, outcome = "info", "unknown"
         except TidelogError as error:
             send.kind, outcome = "fail", error.reason
-            if not error.retriable:
-                self.anomaly("an error that no retry mends", repr(error))
+            self.mended(error)
         else:
             send.kind, outcome, send.offset = "ok", "ok", ack.offset
         send.ended = time.monotonic()
@@ -163,30 +180,45 @@ class Chaos:
 
     async def _consume(self, number: int, log: tidelog.Log) -> None:
         async for batch in log.consume(TOPIC, start="earliest").batches():
-            self._polled(number, batch)
+            self.polled(number, batch)
 
-    def _polled(self, number: int, batch: "tidelog.ConsumedBatch") -> None:
+    def polled(self, number: int, batch: "tidelog.ConsumedBatch", *, generation: int = 0) -> list[tuple[int, int]]:
+        """Note what a reader was given, and return it as pairs of offset and value."""
         pairs = [(offset, int(value or b"0")) for offset, value in enumerate(batch.values, batch.base_offset)]
         now = time.monotonic()
-        self.history.polls.append(Poll(number, 0, batch.partition, now, now, pairs))
+        place = self.places.index((batch.topic, batch.partition))
+        self.history.polls.append(Poll(number, generation, place, now, now, pairs))
         self.report.reads += len(pairs)
+        return pairs
 
     async def ask(self) -> None:
-        """Ask for the ends of all partitions, again and again."""
+        """Ask for the bounds of all partitions, again and again."""
         async with tidelog.connect(self.address()) as log:
             while not self.stopping.is_set():
                 began = time.monotonic()
                 try:
-                    described = await log.admin.describe_topic(TOPIC)
+                    bounds = await self.bounds(log)
                 except TidelogError as error:
-                    if not error.retriable:
-                        self.anomaly("an error that no retry mends", repr(error))
+                    self.mended(error)
                 else:
                     now = time.monotonic()
-                    for each in described.partitions:
-                        self.history.asked.append(Asked(each.partition, began, now, each.next_offset, each.log_start_offset))
-                        self.report.questions += 1
+                    self.history.asked += [Asked(place, began, now, end, start) for place, (start, end) in bounds.items()]
+                    self.report.questions += len(bounds)
                 await asyncio.sleep(self.chance.uniform(0, 0.2))
+
+    async def bounds(self, log: tidelog.Log) -> dict[int, tuple[int, int]]:
+        """Ask where each partition begins and ends."""
+        described = await log.admin.describe_topics(sorted({topic for topic, _ in self.places}))
+        return {
+            self.places.index((topic.name, each.partition)): (each.log_start_offset, each.next_offset)
+            for topic in described
+            for each in topic.partitions
+        }
+
+    def mended(self, error: TidelogError) -> None:
+        """A retry must mend an error."""
+        if not error.retriable:
+            self.anomaly("an error that no retry mends", repr(error))
 
     def anomaly(self, name: str, what: object) -> None:
         """Note what may not be."""
@@ -201,25 +233,28 @@ class Chaos:
 
     # ---- afterwards
 
-    async def probe(self, broker: BrokerProcess, partition: int) -> None:
+    async def probe(self, broker: BrokerProcess, place: int) -> None:
         """Every partition takes appends again, through this broker."""
-        send = self.begin(None, 0, partition)
+        send = self.begin(None, 0, place)
+        topic, partition = self.places[place]
         try:
             async with asyncio.timeout(HEALED_WITHIN_S), tidelog.connect(broker.address) as log, log.producer() as producer:
-                ack = await producer.send(TOPIC, b"%d" % send.value, partition=partition)
+                ack = await producer.send(topic, b"%d" % send.value, partition=partition)
         except (TimeoutError, TidelogError) as error:
-            self.anomaly("no appends after healing", (broker.name, partition, repr(error)))
+            self.anomaly("no appends after healing", (broker.name, topic, partition, repr(error)))
         else:
             send.kind, send.offset = "ok", ack.offset
         send.ended = time.monotonic()
 
-    async def read_all(self, number: int, broker: BrokerProcess) -> dict[int, int]:
-        """Read every partition from its beginning to its end through one broker; return the ends."""
+    async def read_all(self, broker: BrokerProcess) -> dict[int, Contents]:
+        """Read every partition from its beginning to its end through one broker."""
+        self._readers += 1
         async with asyncio.timeout(600), tidelog.connect(broker.address) as log:
-            async for batch in log.consume(TOPIC, start="earliest", follow=False).batches():
-                self._polled(number, batch)
-            described = await log.admin.describe_topic(TOPIC)
-        return {partition.partition: partition.next_offset for partition in described.partitions}
+            found: dict[int, list[tuple[int, int]]] = {place: [] for place in range(len(self.places))}
+            async for batch in log.consume(sorted({topic for topic, _ in self.places}), start="earliest", follow=False).batches():
+                found[self.places.index((batch.topic, batch.partition))] += self.polled(self._readers, batch)
+            bounds = await self.bounds(log)
+        return {place: Contents(*bounds[place], pairs) for place, pairs in found.items()}
 
 
 def free_ports(count: int) -> list[int]:
@@ -243,9 +278,16 @@ async def front(links: Links | None, ports: list[int]) -> list[str]:
 
 
 async def run(
-    folder: Path, befall: Callable[[Chaos], Awaitable[object]], *, seed: int, brokers: int = 3, links: Links | None = None, **flags: Any
+    folder: Path,
+    befall: Callable[[Chaos], Awaitable[object]],
+    *,
+    seed: int,
+    brokers: int = 3,
+    links: Links | None = None,
+    afterwards: Callable[[Chaos], Awaitable[object]] | None = None,
+    **flags: Any,
 ) -> tuple[Report, list[BrokerProcess]]:
-    """Run brokers and clients of theirs, have something befall them, let everything heal, and check."""
+    """Run brokers and clients of theirs, have something befall them, let everything heal, and check; then go on as `afterwards` says."""
     ports = free_ports(brokers)
     report = Report(seed)
     async with broker_processes(folder, ports, advertise=await front(links, ports), **flags) as processes:
@@ -265,15 +307,19 @@ async def run(
         report.seconds = time.monotonic() - began
         chaos.stopping.set()
         await asyncio.gather(*work)
-        await asyncio.gather(*(chaos.probe(broker, partition) for broker in processes for partition in range(PARTITIONS)))
-        ends = await chaos.read_all(200, chaos.chance.choice(processes))
+        await asyncio.gather(*(chaos.probe(broker, place) for broker in processes for place in range(len(chaos.places))))
+        contents = await chaos.read_all(chaos.chance.choice(processes))
+        ends = {place: found.next_offset for place, found in contents.items()}
+        log_starts = {place: found.log_start_offset for place, found in contents.items()}
+        for name, found in check(chaos.history, ends=ends, log_starts=log_starts).items():
+            for what in found:
+                chaos.anomaly(name, what)
+        if afterwards is not None:
+            await afterwards(chaos)
         measuring.cancel()
         report.most_rss_mib = max(broker.most_rss for broker in processes) // 2**20
         if links is not None:
             report.connections = links.connections
-        for name, found in check(chaos.history, ends=ends).items():
-            for what in found:
-                chaos.anomaly(name, what)
         return report, processes
 
 
