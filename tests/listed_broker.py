@@ -54,6 +54,10 @@ class ListedCursor:
     def __init__(self, partition: ListedPartition) -> None:
         self._partition = partition
 
+    @property
+    def high_watermark(self) -> int:
+        return self._partition.next_offset
+
     async def resolve(self, position: Position) -> int:
         partition = self._partition
         match position:

@@ -70,6 +70,16 @@ class RequestCounts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ReaderLag:
+    """How far one reader of one partition is behind."""
+
+    topic: str
+    records: int
+    seconds: float
+    """For how long it has not been at the end; 0 where it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class MetricDescription:
     """What `docs/metrics.md` says of a metric."""
 
@@ -135,6 +145,9 @@ class Metrics:
         self.subscriptions = self._gauge("consume_subscriptions", "Partitions followed by open Consume streams.")
         self.credit_bytes = self._gauge("consume_credit_bytes", "Credit that open Consume streams hold and have not used.")
         self.unsent_bytes = self._gauge("consume_unsent_bytes", "Bytes that were read for open Consume streams and are not sent yet.")
+        self._lags: list[Callable[[], Iterable[ReaderLag]]] = []
+        self.described += _LAGS
+        self.registry.register(_Lags(self._lags, self._topic_label))
 
         # ---- merging
         self.merges = self._counters("merges", "Merges that ended, by what became of them.", "outcome", get_args(MergeOutcome))
@@ -146,6 +159,7 @@ class Metrics:
         self.merge_quarantined = self._gauge("merge_quarantined_extents", "Extents that could not be read, and are let alone for a while.")
 
         # ---- membership and leadership
+        self.ready = self._gauge("ready", "1 while this broker takes appends, as /readyz says.")
         self.broker_epoch = self._gauge("broker_epoch", "This broker's epoch; 0 while it has none.")
         self.lease_remaining_seconds = self._gauge(
             "lease_remaining_seconds", "Until this broker stops to lead, were its lease not renewed."
@@ -229,6 +243,7 @@ class Metrics:
         self._topic_bytes = self._declare(
             Counter, "topic_taken_bytes", "Bytes taken in by topic; those beyond `metrics_most_topics` under no name.", {"topic": ()}
         )
+        self._topic_bytes.labels("")
         self.stored_bytes = self._gauge(
             "stored_bytes", "Bytes that extents refer to, as this broker has last added them up; 0 where another one does."
         )
@@ -252,15 +267,25 @@ class Metrics:
         """Show what a reader counts itself, by the names of `_READING`."""
         self._reading.append(counts)
 
+    def show_lags_of(self, lags: Callable[[], Iterable[ReaderLag]]) -> None:
+        """Show how far readers are behind."""
+        self._lags.append(lags)
+
     def topic_taken(self, topic: str, count: int) -> None:
         """Count bytes taken in for a topic."""
         counter = self._topics.get(topic)
         if counter is None:
-            name = topic if len(self._topics) < self._most_topics else ""
-            counter = self._topic_bytes.labels(name)
-            if name:
-                self._topics[topic] = counter
+            counter = self._topic_bytes.labels(self._topic_label(topic))
         counter.inc(count)
+
+    def _topic_label(self, topic: str) -> str:
+        """Return the name by which a topic is shown: its own, or none where others came first."""
+        if topic in self._topics:
+            return topic
+        if len(self._topics) >= self._most_topics:
+            return ""
+        self._topics[topic] = self._topic_bytes.labels(topic)
+        return topic
 
     def transaction(self, verb: str) -> tuple[Mapping[str, Counter], Histogram]:
         """Return the counters of a metadata verb by outcome, and the histogram of its seconds."""
@@ -373,6 +398,43 @@ class _Reading(Collector):
             values = next(iter(description.labels.values()), ())
             for place, name in enumerate(names):
                 family.add_metric(values[place : place + 1], sum(each[name] for each in counts))
+            yield family
+
+
+_LAGS = (
+    MetricDescription(
+        "tidelog_consume_lag_records",
+        "gauge",
+        "Of the partition that is furthest behind: offsets that are committed and were not passed on yet to an open Consume stream.",
+        {"topic": ()},
+    ),
+    MetricDescription(
+        "tidelog_consume_lag_seconds",
+        "gauge",
+        "How long the open Consume stream that is behind longest has not been at the end of a partition; one that begins in the past counts"
+        " from its beginning.",
+        {"topic": ()},
+    ),
+)
+
+
+class _Lags(Collector):
+    """Shows how far readers are behind, by topic; 0 where nobody reads."""
+
+    def __init__(self, lags: Iterable[Callable[[], Iterable[ReaderLag]]], label: Callable[[str], str]) -> None:
+        self._lags = lags
+        self._label = label
+
+    def collect(self) -> Iterator[Metric]:
+        worst: dict[str, tuple[int, float]] = {"": (0, 0.0)}
+        for lag in (lag for source in self._lags for lag in source()):
+            topic = self._label(lag.topic)
+            records, seconds = worst.get(topic, (0, 0.0))
+            worst[topic] = max(records, lag.records), max(seconds, lag.seconds)
+        for place, description in enumerate(_LAGS):
+            family = GaugeMetricFamily(description.name, description.sentence, labels=tuple(description.labels))
+            for topic, found in worst.items():
+                family.add_metric([topic], found[place])
             yield family
 
 

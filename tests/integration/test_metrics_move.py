@@ -30,6 +30,8 @@ NEED_MERGING = {name.removeprefix("tidelog_") for name in (each.name for each in
 NEED_TIME = {"stored_bytes"}
 """Added up every ten minutes."""
 NOTHING_IS_UNDER_WAY = {
+    "consume_lag_records",
+    "consume_lag_seconds",
     "intake_bytes",
     "uploads_in_flight",
     "open_sequences",

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -85,6 +86,43 @@ async def test_nothing_is_read_without_credit_and_credit_limits_what_is_sent() -
         await call.write(grant(credit=1))
         assert (await reading).base_offset == 3  # at least one batch, however little the credit
         call.cancel()
+
+
+def lags(served: Served) -> dict[str, tuple[float, float]]:
+    """Records and seconds by topic, as a scrape shows them."""
+    families = {family.name: family for family in served.registry.collect() if family.name.startswith("tidelog_consume_lag_")}
+    records, seconds = (
+        {sample.labels["topic"]: sample.value for sample in families[f"tidelog_consume_lag_{of}"].samples} for of in ("records", "seconds")
+    )
+    return {topic: (count, seconds[topic]) for topic, count in records.items()}
+
+
+async def test_a_reader_that_is_behind_is_shown_with_records_and_seconds_and_one_at_the_end_with_none(served: Served) -> None:
+    log = served.broker.logs["t"][0]
+    assert lags(served) == {"": (0, 0)}, "nobody reads, and there is a series all the same"
+    for _ in range(5):
+        log.append(batch(b"a", b"b"))
+    call = served.log.Consume()
+    await call.write(grant(add(1), add(2, topic="no such topic"), credit=0))
+    assert (await next_of(call, "end")).error.reason == "UNKNOWN_TOPIC"
+    await wait_for(lambda: "t" in lags(served))
+    first = lags(served)["t"]
+    await wait_for(lambda: lags(served)["t"][1] > first[1])
+    assert first[0] == 10
+    await call.write(grant())
+    await wait_for(lambda: lags(served)["t"] == (0, 0))
+    log.append(batch(b"c"))
+    await wait_for(lambda: lags(served)["t"] == (0, 0))
+    await call.write(grant(add(3, 4, stop=6), credit=0))
+    assert set(lags(served)) == {"", "t"}, "a name that nobody has is no series"
+    call.cancel()
+    await wait_for(lambda: lags(served) == {"": (0, 0)})
+
+
+async def wait_for(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
 
 
 async def test_a_client_that_does_not_read_costs_a_few_responses() -> None:

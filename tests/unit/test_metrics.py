@@ -42,7 +42,6 @@ def test_an_idle_broker_shows_every_metric_but_those_of_verbs_calls_and_topics()
         "tidelog_grpc_calls_total",
         "tidelog_grpc_call_seconds",
         "tidelog_grpc_open_calls",
-        "tidelog_topic_taken_bytes_total",
     }
 
 

@@ -180,6 +180,11 @@ class PartitionCursor:
         self._expected = -1
         """Where the last read ended: one that begins there goes on."""
 
+    @property
+    def high_watermark(self) -> int:
+        """Where the committed log ends, as far as this broker knows."""
+        return self._followed.high_watermark
+
     async def resolve(self, position: Position) -> int:
         """Return the offset that a position stands for now. Raises OffsetOutOfRange, MetadataUnavailable."""
         if not isinstance(position, int):

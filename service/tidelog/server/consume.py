@@ -6,14 +6,16 @@ not sent any more, and its credit is not lost.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 
 import grpc
 
 from tidelog.broker.requests import Run
+from tidelog.clock import Clock
 from tidelog.config import Settings
 from tidelog.errors import InvalidRequest, TidelogError
+from tidelog.metrics import ReaderLag
 from tidelog.proto.v1 import log_pb2
 from tidelog.records.batch import scan
 from tidelog.server import wire
@@ -35,10 +37,22 @@ ConsumeContext = grpc.aio.ServicerContext[log_pb2.ConsumeRequest, log_pb2.Consum
 @dataclass(slots=True, eq=False)
 class _Subscription:
     subscription_id: int
+    topic: str = ""
     task: "asyncio.Task[None] | None" = None
     next_offset: int = -1
+    cursor: Cursor | None = None
+    stop: int | None = None
+    at_end_s: float = 0.0
+    """When it was last seen at the end of what it follows; at first, when it began."""
     told: tuple[int, int, int] | None = None
     """Where the client knows that it stands, and the bounds it knows."""
+
+    @property
+    def records_behind(self) -> int:
+        """How many offsets are committed, and asked for, that it has not passed on."""
+        assert self.cursor is not None
+        end = self.cursor.high_watermark if self.stop is None else min(self.cursor.high_watermark, self.stop)
+        return max(0, end - self.next_offset)
 
     def tell(self, run: Run, offset: int) -> tuple[log_pb2.ConsumeResponse | bytes, ...]:
         """Return what is to be said of a run read from `offset` on; bounds alone where they are news, and at the beginning."""
@@ -65,8 +79,11 @@ class _Queued:
 class ConsumeStream:
     """Serves one stream."""
 
-    def __init__(self, broker: LogBroker, settings: Settings, standing: Standing, context: ConsumeContext, *, unsent: Unsent) -> None:
+    def __init__(
+        self, broker: LogBroker, settings: Settings, standing: Standing, context: ConsumeContext, *, unsent: Unsent, clock: Clock
+    ) -> None:
         self._broker = broker
+        self._clock = clock
         self._caller = standing
         self._context = context
         self._response_bytes = settings.response_bytes
@@ -99,6 +116,14 @@ class ConsumeStream:
         """How many partitions are followed."""
         return len(self._subscriptions)
 
+    def lags(self) -> Iterator[ReaderLag]:
+        """Yield how far each partition's reader is behind."""
+        now_s = self._clock.monotonic()
+        for each in self._subscriptions.values():
+            if each.cursor is not None:  # a name that was only asked for may be any text
+                records = each.records_behind
+                yield ReaderLag(each.topic, records, now_s - each.at_end_s if records else 0.0)
+
     def end(self) -> None:
         """End the stream because the broker leaves."""
         self._finish(leaving())
@@ -122,7 +147,7 @@ class ConsumeStream:
             if number and number % _ADDS_AT_ONCE == 0:
                 await asyncio.sleep(0)  # what one id replaces is gone before there is more of it
             self._drop(add.subscription_id)
-            subscription = _Subscription(add.subscription_id)
+            subscription = _Subscription(add.subscription_id, add.partition.topic)
             if len(self._subscriptions) >= self._most_subscriptions:
                 await self._refuse(subscription)
                 continue
@@ -183,6 +208,7 @@ class ConsumeStream:
             start = wire.position(add.start)
             async with self._broker.follow(topic, partition) as cursor:
                 subscription.next_offset = await cursor.resolve(start)
+                subscription.cursor, subscription.stop, subscription.at_end_s = cursor, stop, self._clock.monotonic()
                 await self._push(subscription, cursor, topic, stop)
         except Exception as caught:  # noqa: BLE001 - whatever is wrong with one partition ends that subscription only
             if not isinstance(caught, TidelogError):
@@ -198,6 +224,7 @@ class ConsumeStream:
             subscription.next_offset = offset if stop is None else min(offset, stop)
             if offset >= high_watermark and (stop is None or offset < stop):
                 await cursor.wait(offset)
+                subscription.at_end_s = self._clock.monotonic()
 
     async def _pass_on(self, subscription: _Subscription, cursor: Cursor, topic: str, offset: int, stop: int | None) -> tuple[int, int]:
         """Read a run and queue what tells of it; return where the next one begins, and the high watermark.

@@ -55,6 +55,7 @@ class LogServicer(log_pb2_grpc.LogServicer):
         metrics.subscriptions.set_function(lambda: sum(stream.subscriptions for stream in self._consuming))
         metrics.credit_bytes.set_function(lambda: sum(stream.credit.free_bytes for stream in self._consuming))
         metrics.unsent_bytes.set_function(lambda: self._unsent.size)
+        metrics.show_lags_of(lambda: (lag for stream in self._consuming for lag in stream.lags()))
         self._turn = itertools.count()
 
     async def Produce(self, _requests: object, context: ProduceContext) -> None:  # noqa: N802 - the contract's name
@@ -65,7 +66,7 @@ class LogServicer(log_pb2_grpc.LogServicer):
 
     async def Consume(self, _requests: object, context: ConsumeContext) -> None:  # noqa: N802
         """Push what commits, as far as the client's credit allows."""
-        stream = ConsumeStream(self._broker, self._settings, standing(), context, unsent=self._unsent)
+        stream = ConsumeStream(self._broker, self._settings, standing(), context, unsent=self._unsent, clock=self._clock)
         with self._streams.opened(stream.end):
             self._consuming.add(stream)
             try:

@@ -16,6 +16,11 @@ from tidelog.metadata.topics import PartitionState, Topic, TopicConfig
 class Cursor(Protocol):
     """One partition as a reader follows it."""
 
+    @property
+    def high_watermark(self) -> int:
+        """Where the committed log ends, as far as this broker knows."""
+        ...
+
     async def resolve(self, position: Position) -> int:
         """Return the offset that a position stands for now. Raises OffsetOutOfRange, MetadataUnavailable."""
         ...

@@ -12,7 +12,7 @@ from tidelog.config import Settings
 from tidelog.errors import InvalidSettings
 from tidelog.executors import Executor
 from tidelog.metrics import Metrics
-from tidelog.proto.v1 import admin_pb2_grpc, log_pb2_grpc, peers_pb2_grpc
+from tidelog.proto.v1 import admin_pb2, admin_pb2_grpc, log_pb2, log_pb2_grpc, peers_pb2_grpc
 from tidelog.server.addresses import host_and_port
 from tidelog.server.admin import AdminServicer
 from tidelog.server.descriptors import connections_that_fit
@@ -45,6 +45,10 @@ class Server:
         self._clock = clock
         self._executor = executor
         self._metrics = metrics
+        metrics.ready.set_function(lambda: broker.ready() is None)
+        for service in (log_pb2.DESCRIPTOR.services_by_name["Log"], admin_pb2.DESCRIPTOR.services_by_name["Admin"]):
+            for method in service.methods:
+                metrics.grpc_calls.labels(f"/{service.full_name}/{method.name}", grpc.StatusCode.OK.name)
         self.streams = OpenStreams(most=settings.max_streams)
         self._grpc: grpc.aio.Server | None = None
         self.address = ""
