@@ -175,7 +175,7 @@ def draw(chance: random.Random, mood: str | None = None) -> Draw:
         ),
         mood=mood,
         faults=faults or ["pause"],
-        rates=(0.3, 1) if mood == "quiet" else (3, 10),
+        rates=(0.3, 1) if mood == "quiet" else (2, 6),
         padding=chance.choice(((0,), (0, 0, 200), (0, 12_000))),
         trims=chance.random() < 0.3,
         fences=contended or chance.random() < 0.4,
