@@ -22,7 +22,7 @@ from tidelog_operator.topics import AlterTopic, CreatePartitions, CreateTopic, D
 _ASK_AGAIN_AFTER_S = 4.0
 """Load is a rate: what two questions find that are closer to each other says little."""
 _ANSWER_WITHIN_S = 2.0
-_CALL_WITHIN_S = 5.0
+_CALL_WITHIN_S = 3.0
 _FAILED = ("unavailable", "unknown", "unusable")
 
 
@@ -57,6 +57,8 @@ class Asked:
     brokers: Brokers | None = None
     reached_by: object = None
     """What `brokers` was made of."""
+    answers: bool = True
+    """Whether one of them answered last time: if not, only the cluster's own looks find out whether one does again."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -168,13 +170,16 @@ class BrokerQuestions:
     async def members(self, cluster: tuple[str, str], addresses: Sequence[str], credentials: Credentials) -> dict[str, Broker] | None:
         """Return the membership by broker id; None: nobody could be asked."""
         outcomes = self._metrics.broker_questions["members"]
+        asked = self._clusters.setdefault(cluster, Asked())
         try:
             async with self._admin(cluster, addresses, credentials) as admin:
                 told = await admin.describe_cluster()
         except (TidelogError, TimeoutError):
             outcomes["failed"].inc()
+            asked.answers = False
             return None
         outcomes["answered"].inc()
+        asked.answers = True
         return {each.broker_id: Broker(draining=each.draining, led_partitions=each.led_partitions) for each in told.brokers}
 
     async def drain(
@@ -186,6 +191,8 @@ class BrokerQuestions:
 
     async def topic(self, cluster: tuple[str, str], addresses: Sequence[str], credentials: Credentials, name: str) -> Seen:
         """Return what is known of a topic."""
+        if not self._clusters.setdefault(cluster, Asked()).answers:
+            return Seen(answered=False)
         try:
             async with self._admin(cluster, addresses, credentials) as admin:
                 found = await admin.describe_topic(name)

@@ -130,13 +130,17 @@ def _drain_blocked(children: Children) -> Finding:
 def _degraded(children: Children, load: Load, missing_secrets: str) -> Finding:
     if missing_secrets:
         return Finding(status="True", reason="SecretMissing", message=missing_secrets)
-    troubled = sorted((pod.name, pod.problem) for pod in children.pods.values() if pod.problem)
-    if troubled:
-        name, problem = troubled[0]
-        others = f" ({len(troubled) - 1} more pods have trouble)" if len(troubled) > 1 else ""
-        return Finding(status="True", reason="PodTrouble", message=f"Pod {name}: {problem}{others}")
-    draining = children.deployment.notes.drain.pod if children.deployment and children.deployment.notes.drain else ""
-    unready = sorted((name, report.not_ready_why) for name, report in load.reports.items() if report.not_ready_why and name != draining)
-    if unready:
-        return Finding(status="True", reason="BrokerNotReady", message=f"Broker {unready[0][0]} says: {unready[0][1]}")
-    return Finding(status="False", reason="NothingWrong", message="No pod has trouble")
+    deployment, pods = children.deployment, children.pods
+    draining = deployment.notes.drain.pod if deployment and deployment.notes.drain else ""
+    found = [(pod.name, "PodTrouble", f"Pod {pod.name}: {pod.problem}") for pod in pods.values() if pod.problem]
+    found += [
+        (name, "BrokerNotReady", f"Broker {name} says: {report.not_ready_why}")
+        for name, report in load.reports.items()
+        if report.not_ready_why and name != draining and name in pods and not pods[name].problem and not pods[name].terminating
+    ]
+    if not found:
+        return Finding(status="False", reason="NothingWrong", message="No pod has trouble")
+    # What came of the latest spec first: it is what somebody waits for, and an earlier one's pods stay until it is well.
+    _, reason, message = min(found, key=lambda each: (deployment is not None and pods[each[0]].checksum != deployment.checksum, each))
+    others = f" ({len(found) - 1} more pods have trouble)" if len(found) > 1 else ""
+    return Finding(status="True", reason=reason, message=message + others)

@@ -32,6 +32,7 @@ from tidelog_operator.seeing import (
     deployment_of,
     finished,
     pod_of,
+    reached_at,
     secret_of,
     secret_values,
     topic_of,
@@ -214,7 +215,7 @@ class Controller:
             objects=owned,
             secrets={secret: secret_of(each) for secret, each in secrets.items()},
         )
-        addresses = {each["metadata"]["name"]: each["status"]["podIP"] for each in pods if (each.get("status") or {}).get("podIP")}
+        addresses = {each["metadata"]["name"]: address for each in pods if (address := reached_at(each))}
         which = namespace, name
         reports, members = await asyncio.gather(
             self._questions.reports(which, addresses),
@@ -239,7 +240,8 @@ class Controller:
                 found[name] = await self._api.get("Secret", cluster.namespace, name)
             except Missing:
                 continue
-        self._secrets[key] = _Secrets(now, found)
+        if found.keys() == wanted.keys():  # what is missing is looked for each time: somebody may be about to make it
+            self._secrets[key] = _Secrets(now, found)
         return found
 
     @staticmethod
@@ -313,7 +315,7 @@ class Controller:
 
     def _addresses(self, cluster: Cluster) -> list[str]:
         pods = [each for each in self._found(self._pods) if self._is_of(each, cluster) and not finished(each)]
-        return [each["status"]["podIP"] for each in pods if (each.get("status") or {}).get("podIP")]
+        return [address for each in pods if (address := reached_at(each))]
 
     async def _tell(self, about: Manifest, event: Event) -> None:
         """Tell something as a Kubernetes event; that it cannot be told is no reason to stop."""

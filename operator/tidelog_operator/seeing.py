@@ -100,6 +100,12 @@ def finished(manifest: Manifest) -> bool:
     return (manifest.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
+def reached_at(manifest: Manifest) -> str:
+    """Return the address of a pod in which something runs; empty: nothing does."""
+    status = manifest.get("status") or {}
+    return str(status.get("podIP") or "") if status.get("phase") == "Running" else ""
+
+
 def _problem(status: Mapping[str, Any]) -> str:
     for each in status.get("conditions") or ():
         if each["type"] == "PodScheduled" and each["status"] == "False":

@@ -103,12 +103,12 @@ async def day(it: Rig, seed: int) -> AsyncIterator[Day]:
     """Clients come and go on working; in the end everything is read and the history is checked."""
     async with service(it.store, NAMESPACE, NAME, port=9595) as address:
         chaos = Chaos([Address("service", address)], random.Random(seed), Report(seed))  # type: ignore[list-item]  # all that it looks at
-        found = Day(it, chaos)
+        today = Day(it, chaos)
         work = [asyncio.create_task(chaos.produce(number)) for number in range(PRODUCERS)]
         work += [asyncio.create_task(chaos.consume(100 + number)) for number in range(CONSUMERS)]
         work.append(asyncio.create_task(chaos.ask()))
         try:
-            yield found
+            yield today
         except BaseException:
             for task in work:
                 task.cancel()
@@ -118,7 +118,8 @@ async def day(it: Rig, seed: int) -> AsyncIterator[Day]:
         chaos.stopping.set()
         await asyncio.gather(*work)
         pods = [pod["status"]["podIP"] for pod in it.ready()]
-        ends = await chaos.read_all(200, Address("broker", f"{chaos.chance.choice(pods)}:9595"))  # type: ignore[arg-type]
+        contents = await chaos.read_all(Address("broker", f"{chaos.chance.choice(pods)}:9595"))  # type: ignore[arg-type]
+        ends = {place: found.next_offset for place, found in contents.items()}
         for name, anomalies in check(chaos.history, ends=ends).items():
             for what in anomalies:
                 chaos.anomaly(name, what)

@@ -39,6 +39,8 @@ async def service(store: Store, namespace: str, name: str, *, port: int) -> Asyn
             async with asyncio.TaskGroup() as group:
                 group.create_task(_pass(reader, there[1]))
                 group.create_task(_pass(there[0], writer))
+        except asyncio.CancelledError:
+            return  # the test is over
         finally:
             links.discard(task)
             for end in (writer, there[1]):

@@ -50,6 +50,9 @@ class ApiServer:
         """Method and path of all requests."""
         self.silent = False
         """Whether it answers nobody, as if its network were gone."""
+        self.hooks: list[Callable[[str, str, str, Any], None]] = []
+        """Told "before" or "after", the method, the path and the body of each request of somebody with a token; a ConnectionError that they
+        raise has it end without an answer: if before, then undone."""
         self._cut = asyncio.Event()
 
     @asynccontextmanager
@@ -81,7 +84,11 @@ class ApiServer:
             if request.method == "GET" and not asked.name and request.query.get("watch") in ("true", "True", "1"):
                 return await self._watch(request, asked)
             body = yaml.safe_load(await request.read() or b"null") if request.method != "GET" else None
+            for hook in self.hooks if "Authorization" in request.headers else ():
+                hook("before", request.method, request.path, body)
             code, answer, headers = self._do(request, asked, body)
+            for hook in self.hooks if "Authorization" in request.headers else ():
+                hook("after", request.method, request.path, body)
             return web.json_response(answer, status=code, headers=headers)
         except Failure as failure:
             return web.json_response(failure.status(), status=failure.code)
