@@ -10,7 +10,7 @@ PIP     := python -m pip install --quiet --disable-pip-version-check
 install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --no-deps --requirement $(2) || $(1)/$(PIP) --no-deps --requirement $(2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many sim-scale mutants fuzz docs crds chart proto golden requirements \
+.PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many sim-scale mutants operator-day operator-load fuzz docs crds chart proto golden requirements \
 	dist test-localstack clean
 
 help: ## this list
@@ -71,6 +71,12 @@ fuzz: .venv-fuzz/.installed ## coverage-guided fuzzing of every decoder for MINU
 	$(call install,.venv-fuzz/bin,requirements.txt)
 	$(call install,.venv-fuzz/bin,requirements-fuzz.txt)
 	@touch $@
+
+operator-day: venv ## a cluster's day, ROUNDS times (default 5): scale, update, evict, lose a node, under load
+	OPERATOR_ROUNDS=$(or $(ROUNDS),5) $(BIN)/python -m pytest -q -n0 -s tests/operator/test_scenarios.py tests/operator/test_upgrade.py
+
+operator-load: venv ## brokers follow a load curve; writes the table in docs/kubernetes.md
+	OPERATOR_LOAD=write $(BIN)/python -m pytest -q -n0 -s tests/operator/test_load_curve.py
 
 bench: venv ## figures, as a table and JSON in benchmarks/results (quiet machine, minutes)
 	$(BIN)/python -m benchmarks

@@ -10,6 +10,7 @@ from tidelog.cli.session import CONNECTION_OPTIONS
 from tidelog.config import Settings
 from tidelog.metrics import MetricDescription, Metrics
 from tidelog.server.settings import default_of, groups, range_of
+from tidelog_operator.metrics import OperatorMetrics
 
 FOLDER = Path(__file__).parent
 
@@ -50,6 +51,15 @@ def _metrics() -> Iterator[str]:
     yield "| metric | type | labels | |"
     yield "|---|---|---|---|"
     for metric in Metrics().described:
+        yield f"| `{metric.name}` | {metric.kind} | {_labels(metric)} | {metric.sentence} |"
+    yield ""
+    yield "## Of the Kubernetes operator"
+    yield ""
+    yield "Answered by `tidelog-operator run` (`--listen`). Those of clusters come and go with the clusters."
+    yield ""
+    yield "| metric | type | labels | |"
+    yield "|---|---|---|---|"
+    for metric in OperatorMetrics().described:
         yield f"| `{metric.name}` | {metric.kind} | {_labels(metric)} | {metric.sentence} |"
 
 

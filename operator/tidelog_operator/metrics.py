@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any, Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from tidelog.metrics import MetricDescription
 
 Verb = Literal["get", "list", "watch", "create", "replace", "patch", "delete"]
 RequestOutcome = Literal["done", "refused", "unreachable"]
@@ -25,7 +26,7 @@ BrokerState = Literal["wanted", "present", "ready", "updated", "draining"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _PREFIX = "tidelog_operator_"
-C = TypeVar("C", Counter, Histogram)
+C = TypeVar("C", Counter, Gauge, Histogram)
 
 
 class OperatorMetrics:
@@ -34,27 +35,33 @@ class OperatorMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(namespace="tidelog_operator", registry=registry)
+        self.described: list[MetricDescription] = []
 
-        def counter(name: str, text: str, **labels: Any) -> Counter:
-            return Counter(_PREFIX + name, text, list(labels), registry=registry)
+        def made(kind: type[C], name: str, text: str, labels: Mapping[str, Any] | None = None, **more: Any) -> C:
+            values = {label: get_args(each) for label, each in (labels or {}).items()}
+            full = f"{_PREFIX}{name}" + ("_total" if kind.__name__ == "Counter" else "")
+            self.described.append(MetricDescription(full, kind.__name__.lower(), text, values))
+            return kind(_PREFIX + name, text, list(values), registry=registry, **more)
 
-        self.leader = Gauge(f"{_PREFIX}leader", "1 while this process leads.", registry=registry)
-        self.queue_length = Gauge(f"{_PREFIX}queue_length", "Objects that are to be looked at now.", registry=registry)
-        reconciles = counter("reconciles", "Looks at a cluster or a topic.", kind=Reconciled, outcome=Outcome)
+        self.leader = made(Gauge, "leader", "1 while this process leads.")
+        self.queue_length = made(Gauge, "queue_length", "Clusters and topics that are to be looked at now.")
+        reconciles = made(Counter, "reconciles", "Looks at a cluster or a topic.", {"kind": Reconciled, "outcome": Outcome})
         self.reconciles: Mapping[str, Mapping[str, Counter]] = _twice(reconciles, Reconciled, Outcome)
-        seconds = Histogram(f"{_PREFIX}reconcile_seconds", "How long they took.", ["kind"], buckets=_SECONDS, registry=registry)
+        seconds = made(
+            Histogram, "reconcile_seconds", "How long looks took that came to their end.", {"kind": Reconciled}, buckets=_SECONDS
+        )
         self.reconcile_seconds: Mapping[str, Histogram] = _once(seconds, Reconciled)
-        self.actions: Mapping[str, Counter] = _once(counter("actions", "What was done, by kind.", action=ActionKind), ActionKind)
-        watches = counter("watches_ended", "Watches that ended, by why.", kind=Watched, reason=WatchEnd)
+        self.actions: Mapping[str, Counter] = _once(made(Counter, "actions", "What was done, by kind.", {"action": ActionKind}), ActionKind)
+        watches = made(Counter, "watches_ended", "Watches that ended, by why.", {"kind": Watched, "reason": WatchEnd})
         self.watches_ended: Mapping[str, Mapping[str, Counter]] = _twice(watches, Watched, WatchEnd)
-        questions = counter("broker_questions", "Questions to brokers.", question=Question, outcome=Answer)
+        questions = made(Counter, "broker_questions", "Questions to brokers.", {"question": Question, "outcome": Answer})
         self.broker_questions: Mapping[str, Mapping[str, Counter]] = _twice(questions, Question, Answer)
-        requests = counter("api_requests", "Requests to the API server.", verb=Verb, outcome=RequestOutcome)
+        requests = made(Counter, "api_requests", "Requests to the API server.", {"verb": Verb, "outcome": RequestOutcome})
         self.api_requests: Mapping[str, Mapping[str, Counter]] = _twice(requests, Verb, RequestOutcome)
-        cluster = ["namespace", "cluster"]
-        self._brokers = Gauge(f"{_PREFIX}brokers", "Brokers of a cluster, by state.", [*cluster, "state"], registry=registry)
-        self._condition = Gauge(f"{_PREFIX}condition", "1 while a condition is True.", [*cluster, "type"], registry=registry)
-        build = Gauge(f"{_PREFIX}build_info", "Always 1; the labels say what runs.", ["version", "python"], registry=registry)
+        cluster = {"namespace": None, "cluster": None}
+        self._brokers = made(Gauge, "brokers", "Brokers of a cluster, by state.", {**cluster, "state": BrokerState})
+        self._condition = made(Gauge, "condition", "1 while a condition of a cluster is True.", {**cluster, "type": None})
+        build = made(Gauge, "build_info", "Always 1; the labels say what runs.", {"version": None, "python": None})
         build.labels(version("tidelog"), platform.python_version()).set(1)
         self._shown: dict[tuple[str, str], set[str]] = {}
 

@@ -99,12 +99,12 @@ class Day:
 
 
 @asynccontextmanager
-async def day(it: Rig, seed: int) -> AsyncIterator[Day]:
+async def day(it: Rig, seed: int, *, producers: int = PRODUCERS) -> AsyncIterator[Day]:
     """Clients come and go on working; in the end everything is read and the history is checked."""
     async with service(it.store, NAMESPACE, NAME, port=9595) as address:
         chaos = Chaos([Address("service", address)], random.Random(seed), Report(seed))  # type: ignore[list-item]  # all that it looks at
         today = Day(it, chaos)
-        work = [asyncio.create_task(chaos.produce(number)) for number in range(PRODUCERS)]
+        work = [asyncio.create_task(chaos.produce(number)) for number in range(producers)]
         work += [asyncio.create_task(chaos.consume(100 + number)) for number in range(CONSUMERS)]
         work.append(asyncio.create_task(chaos.ask()))
         try:

@@ -8,12 +8,14 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from tests.chaos.cluster import Spawner, spawner
+from tests.helm import rendering
 from tests.operator.kube.cluster import Kubernetes, kubernetes
 from tests.operator.kube.http import Right, is_ready
 from tests.operator.kube.store import BY_KIND, Object
@@ -21,20 +23,14 @@ from tests.operator.kube.store import BY_KIND, Object
 NAMESPACE = "default"
 NAME = "logs"
 IMAGE = "tidelog:1"
-RIGHTS = (
-    Right("tidelog.io", ("tidelogclusters",), ("get", "list", "watch")),
-    Right("tidelog.io", ("tidelogclusters/status",), ("patch",)),
-    Right("tidelog.io", ("tidelogtopics",), ("get", "list", "watch", "patch")),
-    Right("tidelog.io", ("tidelogtopics/status",), ("patch",)),
-    Right("apps", ("deployments",), ("get", "list", "watch", "create", "patch")),
-    Right("", ("services",), ("get", "list", "watch", "create", "patch", "delete")),
-    Right("policy", ("poddisruptionbudgets",), ("get", "list", "watch", "create", "patch", "delete")),
-    Right("", ("pods",), ("get", "list", "watch", "patch")),
-    Right("", ("secrets",), ("get",)),
-    Right("", ("events",), ("create",)),
-    Right("coordination.k8s.io", ("leases",), ("get", "create", "update")),
-)
-"""What the operator may do, and no more: docs/kubernetes.md has the same table."""
+
+
+@cache
+def rights() -> tuple[Right, ...]:
+    """What the operator may do: what the chart's Roles say."""
+    rules = [rule for each in rendering.objects() if each["kind"] == "Role" for rule in each["rules"]]
+    assert rules
+    return tuple(Right(group, tuple(rule["resources"]), tuple(rule["verbs"])) for rule in rules for group in rule["apiGroups"])
 
 
 @dataclass
@@ -69,7 +65,7 @@ class Rig:
         self.operators: list[OperatorProcess] = []
         self._spawns = spawns
         self._folder = folder
-        kube.api.rights["operator"] = RIGHTS
+        kube.api.rights["operator"] = rights()
 
     async def operator(self, **settings: Any) -> OperatorProcess:
         """Start an operator."""

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -225,7 +225,7 @@ def kubeconfig_of_nobody(kube: Kubernetes) -> Path:
 
 
 @pytest.fixture
-def work() -> Iterator[Work]:
+def work() -> Work:
     return Work(clock=SystemClock(), chance=random.Random(1))
 
 
