@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tidelog.objects.s3 import S3Settings
+from tidelog.clock import SystemClock
+from tidelog.errors import StoreError
+from tidelog.objects.requirements import CHECKS, Bench, Effort, NotKept
+from tidelog.objects.s3 import S3Settings, trials
 
 from tests.command_line import done, invoke, refused, started
-from tests.integration.test_s3 import Rule, misbehaving, without_condition
+from tests.integration.test_s3 import BODY, Rule, misbehaving, without_condition
 
 QUICK = ("--writers", "8", "--rounds", "3", "--samples", "0", "--format", "json")
 
@@ -45,7 +49,7 @@ async def test_a_real_s3_server_keeps_what_is_needed(s3_settings: S3Settings) ->
     told = json.loads(result.stdout)
     outcomes = {finding["name"]: finding["outcome"] for finding in told["findings"]}
     assert told["passed"]
-    assert {name for name, outcome in outcomes.items() if outcome != "passed"} <= {"wrong checksum", "multipart"}
+    assert {name for name, outcome in outcomes.items() if outcome != "passed"} <= {"wrong checksum", "parts at once"}
     assert await keys_of(s3_settings) == []
 
 
@@ -61,6 +65,25 @@ async def without_range(request: web.Request, forward: Callable[[], Awaitable[we
 
 async def unconditional(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
     return await without_condition(request, forward)
+
+
+async def unconditional_completion(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    """Forget the condition of what completes an upload in parts, alone."""
+    return await (without_condition(request, forward) if request.method == "POST" else forward())
+
+
+async def no_parts(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    """What a server says that knows no uploads in parts."""
+    if request.method == "POST" and "uploads" in request.query:
+        return web.Response(status=501, text="<Error><Code>NotImplemented</Code></Error>", content_type="application/xml")
+    return await forward()
+
+
+async def damaged_part(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+    """Store a second part that holds other bytes than were sent."""
+    if request.method == "PUT" and request.query.get("partNumber") == "2":
+        request[BODY] = request[BODY][::-1]
+    return await forward()
 
 
 def stale_lists() -> Rule:
@@ -81,8 +104,8 @@ def stale_lists() -> Rule:
 @pytest.mark.parametrize(
     ("rule", "failed"),
     [
-        (lambda: unconditional, {"one winner", "refused overwrite", "streams"}),
-        (lambda: without_range, {"one winner", "refused overwrite", "read after write", "streams", "ranges"}),
+        (lambda: unconditional, {"one winner", "refused overwrite", "streams", "parts"}),
+        (lambda: without_range, {"one winner", "refused overwrite", "read after write", "streams", "ranges", "parts"}),
         (stale_lists, {"list after write"}),
     ],
     ids=["no condition", "lost range", "stale list"],
@@ -98,13 +121,35 @@ async def test_a_broken_s3_fails_by_name_and_is_left_clean(s3_settings: S3Settin
     assert await keys_of(s3_settings) == []
 
 
+@pytest.mark.parametrize(
+    ("rule", "streams", "parts"),
+    [
+        (
+            unconditional_completion,
+            "completed with If-None-Match: \\* though its key was taken",
+            "a later completion .* replaced the object",
+        ),
+        (no_parts, "NotImplemented", "writing in parts was answered with: .*NotImplemented"),
+        (damaged_part, "holds other bytes than were sent|other ones than were written", "across the border of two parts"),
+    ],
+)
+async def test_a_store_that_cannot_be_trusted_with_parts_fails(s3_settings: S3Settings, rule: Rule, streams: str, parts: str) -> None:
+    """Brokers write merged segments so."""
+    async with misbehaving(s3_settings, rule, deadline_ms=2000) as store:
+        bench = Bench((store, store), "certify/here/", Effort(), SystemClock(), random.Random(1))
+        checks = {requirement.name: (requirement, check) for requirement, check in (*CHECKS, *trials(store))}
+        for name, sentence in (("streams", streams), ("parts", parts)):
+            requirement, check = checks[name]
+            assert not requirement.advised
+            with pytest.raises((NotKept, StoreError), match=sentence):
+                await check(bench)
+
+
 async def checking(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
     """What a server does that compares checksums."""
     from base64 import b64encode
 
     from crc32c import crc32c
-
-    from tests.integration.test_s3 import BODY
 
     claimed = request.headers.get("x-amz-checksum-crc32c")
     if request.method == "PUT" and claimed and claimed != b64encode(crc32c(request[BODY]).to_bytes(4, "big")).decode():
@@ -124,14 +169,14 @@ async def test_what_is_advised_is_told_apart(s3_settings: S3Settings) -> None:
         result = await asyncio.to_thread(invoke, "certify", url_of(s3_settings), "--endpoint-url", endpoint, *QUICK)
     seen = {finding["name"]: (finding["outcome"], finding["seen"]) for finding in json.loads(result.stdout)["findings"]}
     assert seen["wrong checksum"] == ("passed", "refused with BadDigest (HTTP 400), and nothing is stored")
-    assert seen["multipart"][0] == "passed", seen["multipart"]
+    assert (seen["parts"][0], seen["parts at once"][0]) == ("passed", "passed"), seen
 
     async with misbehaving(s3_settings, unconditional) as store:
         endpoint = store.client.meta.endpoint_url
         result = await asyncio.to_thread(invoke, "certify", url_of(s3_settings), "--endpoint-url", endpoint, *QUICK)
     seen = {finding["name"]: (finding["outcome"], finding["seen"]) for finding in json.loads(result.stdout)["findings"]}
     assert seen["wrong checksum"] == ("weak", "it was accepted: the store does not compare the checksum with the bytes")
-    assert seen["multipart"] == ("weak", "of 4 completions of one key with If-None-Match: *, 4 succeeded")
+    assert seen["parts at once"] == ("weak", "of 4 completions of one key at the same time, 4 succeeded")
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_terminal_sees_how_far_it_is(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_checked_is_told(tmp_path: Path) -> None:
+    assert "bucket is not set" in refused("fsck", code=2)
     assert "what is kept in memory dies with its process" in refused("fsck", "--bucket", "memory://", "--metadata", "sqlite://", code=2)
     assert "no such directory" in refused("fsck", *places(tmp_path / "nothing"))
     (tmp_path / "objects").mkdir()

@@ -46,4 +46,7 @@ def test_what_a_rebuild_refuses(tmp_path: Path) -> None:
     places = ["--bucket", f"file://{tmp_path}/objects", "--metadata", f"sqlite:///{tmp_path}/metadata.db"]
     assert "no whole checkpoint" in refused("rebuild", *places)
     assert "--bukket" in refused("rebuild", "--bukket", "x", code=2)
-    assert "bucket is not set" in refused("rebuild")
+    assert "bucket is not set" in refused("rebuild", code=2)
+    assert "metadata is not set" in refused("rebuild", *places[:2], code=2)
+    assert "which names no store" in refused("rebuild", "--bucket", "ftp://x", *places[2:], code=2)
+    assert "dies with its process" in refused("rebuild", *places[:2], "--metadata", "sqlite://", code=2)

@@ -1,5 +1,7 @@
 """What only a server shows that checks for itself what it is sent: LocalStack (`make test-localstack`)."""
 
+import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -10,6 +12,7 @@ from tidelog.clock import SystemClock
 from tidelog.errors import StoreUnavailable, StoreUnusable
 from tidelog.objects.s3 import S3Settings, open_s3, probe
 
+from tests.command_line import invoke
 from tests.integration.test_s3 import BODY, Rule, in_turn, misbehaving, without_condition
 
 pytestmark = pytest.mark.localstack
@@ -26,6 +29,31 @@ async def test_it_keeps_what_tidelog_rests_on(localstack_settings: S3Settings) -
     await probe(store, chance=random.Random(2))
     assert [found async for found in store.list()] == []
     await store.close()
+
+
+async def test_certifying_it_finds_what_brokers_need_and_tells_that_completions_at_once_have_more_winners(
+    localstack_settings: S3Settings,
+) -> None:
+    url = f"s3://{localstack_settings.bucket}/{localstack_settings.prefix}"
+    asked = (
+        "--endpoint-url",
+        str(localstack_settings.endpoint_url),
+        "--writers",
+        "8",
+        "--rounds",
+        "3",
+        "--samples",
+        "0",
+        "--format",
+        "json",
+    )
+    result = await asyncio.to_thread(invoke, "certify", url, *asked)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    found = {each["name"]: each for each in told["findings"]}
+    assert told["passed"]
+    assert {name for name, each in found.items() if each["outcome"] != "passed"} <= {"parts at once"}
+    assert "one broker alone completes each" in found["parts at once"]["why"]
 
 
 async def test_a_proxy_that_takes_the_condition_away_is_noticed_at_the_start(localstack_settings: S3Settings) -> None:

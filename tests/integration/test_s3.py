@@ -641,6 +641,23 @@ async def test_a_stream_whose_parts_are_refused_is_not_done_and_leaves_no_parts(
     assert uploads_under_way(s3_settings) == 0
 
 
+async def test_parts_that_cannot_be_removed_are_told_of_to_whoever_wants_to_know_everything(
+    s3_settings: S3Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rule(request: web.Request, forward: Callable[[], Awaitable[web.Response]]) -> web.StreamResponse:
+        refused = request.method == "DELETE" or request.query.get("partNumber") == "2"
+        return await (refusing(500, "InternalError")(request, forward) if refused else forward())
+
+    caplog.set_level("DEBUG", logger="tidelog.objects.s3.multipart")
+    async with misbehaving(s3_settings, rule) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.put_stream("k", two_parts())
+    [told] = [record.msg for record in caplog.records]
+    assert (told["event"], told["key"]) == ("upload_not_aborted", f"{s3_settings.prefix}/k")  # type: ignore[index]  # a dict, here
+    assert "InternalError" in told["problem"]  # type: ignore[index]
+    assert uploads_under_way(s3_settings) == 1
+
+
 async def test_parts_that_a_dead_process_left_behind_are_removed(s3_settings: S3Settings) -> None:
     import boto3
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from tidelog.clock import SystemClock
 from tidelog.errors import ObjectExists, ObjectNotFound, StoreUnavailable
-from tidelog.objects.certification import Certificate, Effort, NotKept, Requirement, certify
+from tidelog.objects.certification import Certificate, certify
 from tidelog.objects.memory import MemoryStore
+from tidelog.objects.requirements import Effort, NotKept, Requirement
 from tidelog.objects.store import Bytes, ObjectInfo
 
 CLOCK = SystemClock()

@@ -15,7 +15,8 @@ from tidelog.cli.session import Format, Output, ending, screen, server_packages,
 
 if TYPE_CHECKING:
     from tidelog.config import Settings
-    from tidelog.objects.certification import Certificate, Effort
+    from tidelog.objects.certification import Certificate
+    from tidelog.objects.requirements import Effort
     from tidelog.objects.store import ObjectStore
 
 _WORDS = {"passed": "passed", "weak": "weak", "failed": "FAILED", "unclear": "UNCLEAR"}
@@ -48,7 +49,7 @@ def certify(
     be found out. Settings come from TIDELOG_ variables and --config, too.
     """
     from tidelog.errors import InvalidSettings
-    from tidelog.objects.certification import Effort
+    from tidelog.objects.requirements import Effort
     from tidelog.server.settings import load_settings
 
     asked = {"s3_endpoint_url": endpoint_url, "s3_region": region, "s3_addressing_style": addressing_style}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tidelog.client.client import Log
 
 DEFAULT_SERVER = "localhost:9595"
+USAGE = 2
 INTERRUPTED = 130
 _PATIENCE_S = 2.0
 _COMPLETION_S = 2.0
@@ -133,7 +134,7 @@ def ending() -> Iterator[None]:
     """End the process as the module says, whatever a command ends with."""
     import asyncio
 
-    from tidelog.errors import TidelogError
+    from tidelog.errors import InvalidSettings, TidelogError
 
     try:
         yield
@@ -145,6 +146,8 @@ def ending() -> Iterator[None]:
             raise typer.Exit(INTERRUPTED) from None
         if isinstance(error, BrokenPipeError):
             _leave_pipe()
+        if isinstance(error, InvalidSettings):
+            fail(str(error), code=USAGE)
         if isinstance(error, TidelogError):
             fail(f"{error} [{error.reason}]")
         if isinstance(error, OSError):
@@ -159,10 +162,10 @@ def _say_that_it_waits(reached: Reach) -> None:
         )
 
 
-def fail(sentence: str) -> NoReturn:
-    """End with a sentence on standard error, and 1."""
+def fail(sentence: str, *, code: int = 1) -> NoReturn:
+    """End with a sentence on standard error, and a code."""
     typer.echo(f"Error: {sentence}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
 
 
 @contextmanager

@@ -5,13 +5,19 @@ from contextlib import AsyncExitStack
 from tidelog.broker.rebuild import Newer, Report, rebuild
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
+from tidelog.errors import InvalidSettings
 from tidelog.metrics import Metrics
 from tidelog.randomness import system_random
 from tidelog.server.stores import open_bucket, open_metadata
 
 
 async def rebuild_stores(settings: Settings, *, newer: Newer, dry_run: bool) -> Report:
-    """Fill the metadata store that `settings` name from their bucket; on a dry run it is not even opened. Raises as `rebuild` does."""
+    """Fill the metadata store that `settings` name from their bucket; on a dry run it is not even opened.
+
+    Raises InvalidSettings, and as `rebuild` does.
+    """
+    if settings.bucket.startswith("memory:") or (settings.metadata == "sqlite://" and not dry_run):
+        raise InvalidSettings("what is kept in memory dies with its process, and this one ends with the rebuild; name other stores")
     clock, chance, metrics = SystemClock(), system_random(), Metrics()
     async with AsyncExitStack() as stack:
         bucket = await open_bucket(settings, metrics=metrics, clock=clock, chance=chance)

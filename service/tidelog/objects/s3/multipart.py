@@ -17,10 +17,12 @@ from tidelog.objects.s3 import answers
 from tidelog.objects.s3.bodies import Content, Upload
 from tidelog.objects.s3.verdicts import status_of
 from tidelog.objects.store import STREAM_PART_BYTES, Bytes
+from tidelog.telemetry import get_logger
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
+_log = get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -136,8 +138,10 @@ async def abort(client: "S3Client", **upload: str) -> None:
     named: Any = upload
     try:
         await client.abort_multipart_upload(**named)
-    except Exception:  # noqa: BLE001  it stays, and is found again a day later
-        return
+    except Exception as error:  # noqa: BLE001  it stays, and is found again a day later
+        _log.debug(
+            "upload_not_aborted", key=upload["Key"], problem=str(error), advice="it is removed a day later, while the bucket is listed"
+        )
 
 
 def encoded(checksum: int) -> str:
