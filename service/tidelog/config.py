@@ -208,6 +208,9 @@ class Settings(BaseModel):
     put_dollars_per_1000: float = Field(0.005, ge=0, le=1000, description="Price of 1,000 PUT or LIST requests, in US dollars.")
     get_dollars_per_1000: float = Field(0.0004, ge=0, le=1000, description="Price of 1,000 GET or HEAD requests, in US dollars.")
     storage_dollars_per_gib_month: float = Field(0.023, ge=0, le=1000, description="Price of keeping a GiB for a month, in US dollars.")
+    transfer_dollars_per_gb: float = Field(
+        0.01, ge=0, le=1000, description="Price of carrying a GB (10⁹ bytes) between zones, at each end, in US dollars."
+    )
     storage_count_interval_ms: int = _milliseconds(
         600_000, description="How often what is kept is added up, by one broker, for the bill; 0: never."
     )

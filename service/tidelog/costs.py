@@ -36,6 +36,10 @@ class Prices:
         """Return what keeping so many bytes costs for a month."""
         return stored_bytes / GIB * self.storage_dollars_per_gib_month
 
+    def of_bytes_between_zones(self, carried_bytes: float) -> float:
+        """Return what carrying so many bytes from one zone to another costs."""
+        return carried_bytes / 1e9 * 2 * self.transfer_dollars_per_gb
+
     def cap_per_hour(self, puts_per_second: float, max_latency_seconds: float) -> float:
         """Return the most that one broker's segment uploads can cost in an hour while segments do not fill, retries and hedges aside.
 
@@ -106,4 +110,4 @@ def bill(load: Load, prices: Prices) -> Bill:
 def replication_dollars(bytes_per_second: float, prices: Prices) -> float:
     """Return what a month of carrying the bytes between zones costs a log with leaders: producers to the leader in two thirds of the cases,
     leaders to two followers, each byte paid at both ends."""
-    return bytes_per_second / 1e9 * (2 / 3 + 2) * 2 * prices.transfer_dollars_per_gb * MONTH_SECONDS
+    return prices.of_bytes_between_zones(bytes_per_second * (2 / 3 + 2)) * MONTH_SECONDS

@@ -42,6 +42,9 @@ ScrubFinding = Literal["sound", "damaged", "missing", "moved", "unread"]
 """`damaged`, `missing`: records are unreadable, see the log; `moved`: merged or expired meanwhile; `unread`: the store did not answer."""
 StoreOperation = Literal["put", "get", "head", "list", "delete"]
 StoreOutcome = Literal["done", "not_found", "exists", "unavailable", "unknown", "unusable"]
+ByteDirection = Literal["in", "out"]
+ZoneRelation = Literal["same", "other", "unknown"]
+"""`unknown`: the client, or this broker, does not say where it is."""
 TransactionOutcome = Literal["done", "refused", "unavailable", "unknown", "unusable"]
 """`refused`: the verb said no (fenced, no such topic, …)."""
 
@@ -252,6 +255,17 @@ class Metrics:
         self.grpc_calls = self._declare(Counter, "grpc_calls", "Calls that have ended, by gRPC status.", {"method": (), "code": ()})
         self.grpc_call_seconds = self._declare(Histogram, "grpc_call_seconds", "How long unary calls took.", {"method": ()}, _SECONDS)
         self.grpc_open_calls = self._declare(Gauge, "grpc_open_calls", "Calls that are being answered now.", {"method": ()})
+
+        client_bytes = self._declare(
+            Counter,
+            "client_bytes",
+            "Bytes of records from clients and to them, by whether they are in this broker's zone: what crosses zones is paid for.",
+            {"direction": get_args(ByteDirection), "zone": get_args(ZoneRelation)},
+        )
+        self.client_bytes: dict[ByteDirection, dict[ZoneRelation, Counter]] = {
+            direction: {relation: client_bytes.labels(direction, relation) for relation in get_args(ZoneRelation)}
+            for direction in get_args(ByteDirection)
+        }
 
         # ---- process
         self.event_loop_lag_seconds = self._histogram("event_loop_lag_seconds", "How late the event loop woke a timer.", _SECONDS)
@@ -474,6 +488,7 @@ class _Dollars(Collector):
             dollars.add_metric([operation], sent * price)
             prices.add_metric([operation], price)
         prices.add_metric(["gib_month"], self._prices.storage_dollars_per_gib_month)
+        prices.add_metric(["gb_between_zones"], self._prices.transfer_dollars_per_gb)
         yield from (dollars, prices)
 
 
@@ -489,7 +504,10 @@ _DOLLARS = MetricDescription(
     {"operation": get_args(StoreOperation)},
 )
 _PRICES = MetricDescription(
-    "tidelog_price_dollars", "gauge", "Prices: of one request, and of a GiB for a month.", {"of": (*get_args(StoreOperation), "gib_month")}
+    "tidelog_price_dollars",
+    "gauge",
+    "Prices: of one request, of a GiB for a month, and of a GB between zones, at each end.",
+    {"of": (*get_args(StoreOperation), "gib_month", "gb_between_zones")},
 )
 
 

@@ -168,12 +168,15 @@ def test_what_the_bucket_charges(dev_service: Service, topic: str) -> None:
     assert cost["requests"]["put"] >= 1
     assert cost["appended_bytes"] >= 1000
     assert cost["dollars_per_hour"]["put"] == pytest.approx(cost["requests"]["put"] / 4 * 3600 * 0.005 / 1000)
+    assert cost["client_bytes"]["unknown"] >= 1000, "nobody says where it is"
+    assert (cost["client_bytes"]["other"], cost["transfer_dollars_per_month"]) == (0, 0)
     month = sum(cost["dollars_per_hour"].values()) * 730 + cost["storage_dollars_per_month"]
     assert cost["dollars_per_month"] == pytest.approx(month)
     assert topic in cost["topic_shares"] or len(cost["topic_shares"]) > 100
     shown = done("cluster", "cost", "--interval", "0.1", "--metrics", metrics, server=server)
     assert shown.startswith("1 of 1 brokers, over 0.1 s\n")
     assert "a month, were all hours like this" in shown
+    assert "between zones: 0 B/s, $0.00 a month" in shown
 
 
 def test_a_bill_without_metrics_says_so(server: str) -> None:

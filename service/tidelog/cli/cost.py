@@ -10,12 +10,13 @@ import typer
 from tidelog.cli.quantities import shown_bytes
 from tidelog.cli.scrape import Series, metrics_address, scrape, value
 from tidelog.cli.session import Format, Output, client_command, fail, run, show_json, show_table
-from tidelog.costs import GIB, MONTH_HOURS, Prices
+from tidelog.costs import GIB, MONTH_HOURS, MONTH_SECONDS, Prices
 
 if TYPE_CHECKING:
     from tidelog.client.client import Log
 
 OPERATIONS = ("put", "get", "head", "list", "delete")
+ZONES = ("same", "other", "unknown")
 _OUTCOMES = ("done", "not_found", "exists", "unavailable", "unknown", "unusable")
 
 
@@ -35,6 +36,10 @@ class Cost:
     """In the interval."""
     stored_bytes: float
     storage_dollars_per_month: float
+    client_bytes: dict[str, float]
+    """Records from clients and to them in the interval, by zone: of the broker's own (same), another (other), not told (unknown)."""
+    transfer_dollars_per_month: float
+    """For what crosses zones: paid where the bytes are carried, not to the bucket."""
     request_dollars_per_gib: float | None
     """None where nothing was appended."""
     dollars_per_month: float
@@ -52,7 +57,7 @@ def cost(
     ] = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Show what the bucket charges: requests and storage.
+    """Show what the bucket charges, requests and storage, and what bytes that cross zones cost.
 
     All brokers' metrics are read twice, whichever broker is asked; prices are those of their settings. Compare: docs/cost.md.
     """
@@ -98,6 +103,9 @@ def bill(before: Mapping[str, Series | None], after: Mapping[str, Series | None]
     stored = sum(value(later, "tidelog_stored_bytes") for _, later in pairs)
     price = max((value(later, "tidelog_price_dollars", of="gib_month") for _, later in pairs), default=0.0)
     storage = Prices(storage_dollars_per_gib_month=price).of_month_stored(stored)
+    carried = {zone: sum(gained("tidelog_client_bytes_total", direction=way, zone=zone) for way in ("in", "out")) for zone in ZONES}
+    transfer_price = max((value(later, "tidelog_price_dollars", of="gb_between_zones") for _, later in pairs), default=0.0)
+    crossing = Prices(transfer_dollars_per_gb=transfer_price).of_bytes_between_zones(carried["other"] / seconds * MONTH_SECONDS)
     per_hour = sum(dollars.values())
     by_topic: dict[str, float] = {}
     for _, later in pairs:
@@ -115,10 +123,18 @@ def bill(before: Mapping[str, Series | None], after: Mapping[str, Series | None]
         appended_bytes=appended,
         stored_bytes=stored,
         storage_dollars_per_month=storage,
+        client_bytes=carried,
+        transfer_dollars_per_month=crossing,
         request_dollars_per_gib=per_hour * seconds / 3600 / (appended / GIB) if appended else None,
-        dollars_per_month=per_hour * MONTH_HOURS + storage,
+        dollars_per_month=per_hour * MONTH_HOURS + storage + crossing,
         topic_shares={topic: count / taken for topic, count in sorted(by_topic.items(), key=lambda each: -each[1]) if taken},
     )
+
+
+def _told_of_zones(cost: Cost) -> str:
+    crossed, unknown = cost.client_bytes["other"] / cost.seconds, cost.client_bytes["unknown"] / cost.seconds
+    but = f"; of {shown_bytes(unknown)}/s is not known whether they do, for a client or its broker does not say its zone" if unknown else ""
+    return f"between zones: {shown_bytes(crossed)}/s, ${cost.transfer_dollars_per_month:,.2f} a month{but}"
 
 
 def _show(cost: Cost) -> None:
@@ -134,6 +150,7 @@ def _show(cost: Cost) -> None:
     per_gib = "nothing was appended" if cost.request_dollars_per_gib is None else f"${cost.request_dollars_per_gib:,.4f} of requests a GiB"
     typer.echo(f"appended: {shown_bytes(cost.appended_bytes / cost.seconds)}/s, {per_gib}")
     typer.echo(f"stored: {shown_bytes(cost.stored_bytes)}, ${cost.storage_dollars_per_month:,.2f} a month")
+    typer.echo(_told_of_zones(cost))
     typer.echo(f"in all: ${cost.dollars_per_month:,.2f} a month, were all hours like this")
     if cost.topic_shares:
         shares = [(topic or "(others)", f"{share:.1%}") for topic, share in list(cost.topic_shares.items())[:20]]

@@ -27,13 +27,13 @@ def connect(
 
     `servers` are one or more addresses, HOST or HOST:PORT, separated by commas: any broker, or a balancer before them, is
     enough. `ca` (or `tls=True`, with the system's authorities) means TLS; `cert` and `key` are PEM files of this client's
-    certificate; `token` goes with every call. Brokers of `zone` are preferred. `call_timeout_ms` is how long a call, entering
-    included, goes on looking for a broker that answers.
+    certificate; `token` goes with every call. Brokers of `zone` are preferred, and it is said with every call, so that brokers can
+    count what crosses zones. `call_timeout_ms` is how long a call, entering included, goes on looking for a broker that answers.
 
     Entering raises NotReady when no broker can be reached, Unauthenticated or PermissionDenied when it does not let one in, or
     TLS does not come about.
     """
-    credentials = read_credentials(tls=bool(ca or cert) if tls is None else tls, ca=ca, cert=cert, key=key, token=token)
+    credentials = read_credentials(tls=bool(ca or cert) if tls is None else tls, ca=ca, cert=cert, key=key, token=token, zone=zone)
     if call_timeout_ms <= 0:
         raise InvalidRequest(f"call_timeout_ms={call_timeout_ms} was asked for; it must be above 0")
     return Log(

@@ -33,6 +33,8 @@ _ATTEMPT_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
 _LEFT_FOR_S = 5.0
 _TOKEN = re.compile(r"[!-~]+")
+_ZONE_NAME = re.compile(r"[!-~]{1,255}")
+_ZONE = "tidelog-zone"
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -60,6 +62,8 @@ class Credentials:
     token: str | None = None
     server_name: str | None = None
     """What brokers' certificates must name, where it is not what they are reached by; None: it is."""
+    zone: str = ""
+    """Where this client is; brokers count what crosses zones."""
     context: ssl.SSLContext | None = None
     """The same for Python's own TLS, by which is found out why a connection does not come about."""
 
@@ -73,11 +77,12 @@ class Credentials:
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with every call."""
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        told = {"authorization": f"Bearer {self.token}" if self.token else "", _ZONE: self.zone}
+        return tuple((name, value) for name, value in told.items() if value)
 
 
 def read_credentials(
-    *, tls: bool, ca: str | Path | None, cert: str | Path | None, key: str | Path | None, token: str | None
+    *, tls: bool, ca: str | Path | None, cert: str | Path | None, key: str | Path | None, token: str | None, zone: str | None = None
 ) -> Credentials:
     """Return credentials from PEM files. Raises InvalidRequest for what does not go together or cannot be read."""
     if (cert is None) != (key is None):
@@ -86,6 +91,8 @@ def read_credentials(
         raise InvalidRequest("ca, cert or key was given with tls=False; leave tls out, or set it to True")
     if token and not _TOKEN.fullmatch(token):
         raise InvalidRequest("the token has characters that a token cannot have: spaces, a new line at its end? Give it as it was issued")
+    if zone and not _ZONE_NAME.fullmatch(zone):
+        raise InvalidRequest(f"zone={zone!r} was given; write the zone's name in letters, digits and signs of ASCII, 255 at most")
     try:
         ca_pem, cert_pem, key_pem = (None if path is None else Path(path).read_bytes() for path in (ca, cert, key))
         context = _context(ca_pem, cert, key) if tls else None
@@ -95,7 +102,7 @@ def read_credentials(
         ) from error
     except OSError as error:
         raise InvalidRequest(f"the file {error.filename} for TLS cannot be read: {error.strerror}; name a readable PEM file") from error
-    return Credentials(tls=tls, ca=ca_pem, cert=cert_pem, key=key_pem, token=token, context=context)
+    return Credentials(tls=tls, ca=ca_pem, cert=cert_pem, key=key_pem, token=token, zone=zone or "", context=context)
 
 
 def _context(ca: bytes | None, cert: str | Path | None, key: str | Path | None) -> ssl.SSLContext:

@@ -23,6 +23,7 @@ from tidelog.server.callers import Standing
 from tidelog.server.credit import Credit, Unsent
 from tidelog.server.ports import Cursor, LogBroker
 from tidelog.server.streams import leaving, next_message
+from tidelog.server.zones import Traffic
 from tidelog.telemetry import get_logger
 
 _QUEUED = 4
@@ -80,12 +81,21 @@ class ConsumeStream:
     """Serves one stream."""
 
     def __init__(
-        self, broker: LogBroker, settings: Settings, standing: Standing, context: ConsumeContext, *, unsent: Unsent, clock: Clock
+        self,
+        broker: LogBroker,
+        settings: Settings,
+        standing: Standing,
+        context: ConsumeContext,
+        *,
+        unsent: Unsent,
+        clock: Clock,
+        traffic: Traffic,
     ) -> None:
         self._broker = broker
         self._clock = clock
         self._caller = standing
         self._context = context
+        self._traffic = traffic
         self._response_bytes = settings.response_bytes
         self._most_subscriptions = settings.max_subscriptions_per_stream
         self.credit = Credit(most=settings.max_credit_bytes, most_unsent=_UNSENT_RESPONSES * settings.response_bytes, of_all=unsent)
@@ -192,6 +202,7 @@ class ConsumeStream:
         for response in queued.responses:
             await self._context.write(response)
         self.credit.sent(queued.credit_bytes)
+        self._traffic.sent(queued.credit_bytes)
         if queued.is_end and self._subscriptions.get(subscription.subscription_id) is subscription:
             del self._subscriptions[subscription.subscription_id]
             if self._client_is_done and not self._subscriptions:

@@ -3,6 +3,9 @@
 import asyncio
 import itertools
 from collections.abc import Sequence
+from typing import Any
+
+import grpc
 
 from tidelog.broker import requests
 from tidelog.broker.requests import OffsetFound, Run
@@ -33,7 +36,9 @@ from tidelog.server.credit import Unsent
 from tidelog.server.ports import Cursor, LogBroker
 from tidelog.server.produce import ProduceContext, ProduceStream, found_out
 from tidelog.server.streams import OpenStreams
+from tidelog.server.zones import Zones
 
+UnaryContext = grpc.aio.ServicerContext[Any, Any]
 _QUERIES_AT_ONCE = 16
 _MOST_TOKEN_CHARACTERS = 255
 
@@ -57,16 +62,18 @@ class LogServicer(log_pb2_grpc.LogServicer):
         metrics.unsent_bytes.set_function(lambda: self._unsent.size)
         metrics.show_lags_of(lambda: (lag for stream in self._consuming for lag in stream.lags()))
         self._turn = itertools.count()
+        self._zones = Zones(settings, metrics)
 
     async def Produce(self, _requests: object, context: ProduceContext) -> None:  # noqa: N802 - the contract's name
         """Take appends and answer each by its request id."""
-        stream = ProduceStream(self._broker, self._settings, standing(), context)
+        stream = ProduceStream(self._broker, self._settings, standing(), context, traffic=self._zones.of(context))
         with self._streams.opened(stream.end):
             await stream.run()
 
     async def Consume(self, _requests: object, context: ConsumeContext) -> None:  # noqa: N802
         """Push what commits, as far as the client's credit allows."""
-        stream = ConsumeStream(self._broker, self._settings, standing(), context, unsent=self._unsent, clock=self._clock)
+        traffic = self._zones.of(context)
+        stream = ConsumeStream(self._broker, self._settings, standing(), context, unsent=self._unsent, clock=self._clock, traffic=traffic)
         with self._streams.opened(stream.end):
             self._consuming.add(stream)
             try:
@@ -74,11 +81,12 @@ class LogServicer(log_pb2_grpc.LogServicer):
             finally:
                 self._consuming.discard(stream)
 
-    async def Append(self, request: log_pb2.AppendRequest, _context: object) -> log_pb2.AppendResponse:  # noqa: N802
+    async def Append(self, request: log_pb2.AppendRequest, context: UnaryContext) -> log_pb2.AppendResponse:  # noqa: N802
         """Append plain records to one partition."""
         caller().check_write(request.topic)
         if not request.records:
             raise InvalidRequest("an append without records was sent; give at least one")
+        self._zones.of(context).taken(request.ByteSize())
         records = wire.records(request.records, now_ms=self._clock.wall_ms())
         partition = request.partition if request.HasField("partition") else await self._partition(request.topic, records)
         asked = requests.AppendRequest(
@@ -97,7 +105,7 @@ class LogServicer(log_pb2_grpc.LogServicer):
         appended = await asyncio.shield(future)  # a caller who leaves cancels nothing (I5)
         return log_pb2.AppendResponse(partition=partition, base_offset=appended.base_offset, next_offset=appended.next_offset)
 
-    async def Read(self, request: log_pb2.ReadRequest, _context: object) -> log_pb2.ReadResponse:  # noqa: N802
+    async def Read(self, request: log_pb2.ReadRequest, context: UnaryContext) -> log_pb2.ReadResponse:  # noqa: N802
         """Return records of one partition, decoded."""
         topic, partition = request.partition.topic, request.partition.partition
         caller().check_read(topic)
@@ -114,12 +122,14 @@ class LogServicer(log_pb2_grpc.LogServicer):
                         records, offset = await self._decode(run, offset, most_records=request.max_records, most_bytes=most_bytes)
                     if records or (offset >= run.high_watermark and not await _more_comes(cursor, offset, deadline, leaving)):
                         break
-        return log_pb2.ReadResponse(
+        response = log_pb2.ReadResponse(
             records=map(wire.record_message, records),
             next_offset=offset,
             high_watermark=run.high_watermark,
             log_start_offset=run.log_start_offset,
         )
+        self._zones.of(context).sent(response.ByteSize())
+        return response
 
     async def InitProducer(self, _request: object, _context: object) -> log_pb2.InitProducerResponse:  # noqa: N802
         """Return an identity for idempotent produce."""

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
+from dataclasses import fields
 from functools import partial
 from typing import TypeVar
 
@@ -103,7 +104,7 @@ async def _opened(settings: Settings, stack: AsyncExitStack) -> tuple[Broker, Se
     Probes and scrapes are answered before the stores are there: a process that waits for them is alive, and a restart would mend nothing.
     """
     clock, chance = SystemClock(), system_random()
-    prices = Prices(settings.put_dollars_per_1000, settings.get_dollars_per_1000, settings.storage_dollars_per_gib_month)
+    prices = Prices(**{field.name: getattr(settings, field.name) for field in fields(Prices)})
     metrics = Metrics(prices=prices, most_topics=settings.metrics_most_topics)
     health = HealthListener(metrics.registry)
     stack.push_async_callback(health.stop)

@@ -21,6 +21,7 @@ from tidelog.server.callers import Standing
 from tidelog.server.outgoing import Outgoing
 from tidelog.server.ports import LogBroker
 from tidelog.server.streams import leaving, next_message
+from tidelog.server.zones import Traffic
 from tidelog.telemetry import get_logger
 
 _MOST_RESULTS = 4096
@@ -32,10 +33,11 @@ ProduceContext = grpc.aio.ServicerContext[list[tuple[log_pb2.ProduceAppend, Buff
 class ProduceStream:
     """Serves one stream."""
 
-    def __init__(self, broker: LogBroker, settings: Settings, standing: Standing, context: ProduceContext) -> None:
+    def __init__(self, broker: LogBroker, settings: Settings, standing: Standing, context: ProduceContext, *, traffic: Traffic) -> None:
         self._broker = broker
         self._caller = standing
         self._context = context
+        self._traffic = traffic
         self._most_appends = settings.max_stream_appends
         self._most_bytes = settings.max_stream_append_bytes
         self._answers: Outgoing[tuple[int, Appended | TidelogError]] = Outgoing()
@@ -69,6 +71,7 @@ class ProduceStream:
     async def _read(self) -> None:
         try:
             while (message := await next_message(self._context)) is not None:
+                self._traffic.taken(sum(len(batches) for _, batches in message))
                 for append, batches in message:
                     while self._is_full():
                         self._room.clear()
