@@ -57,9 +57,10 @@ def cost(
     ] = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Show what the bucket charges, requests and storage, and what bytes that cross zones cost.
+    """Show what the bucket charges: requests and storage.
 
-    All brokers' metrics are read twice, whichever broker is asked; prices are those of their settings. Compare: docs/cost.md.
+    Beside it what bytes that cross zones cost, as far as clients and brokers say their zones. All brokers' metrics are read twice,
+    whichever broker is asked; prices are those of their settings. Compare: docs/cost.md.
     """
 
     async def work(log: "Log") -> None:
