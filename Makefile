@@ -11,7 +11,7 @@ install = $(1)/$(PIP) uv && $(1)/uv pip install --quiet --python $(1)/python --n
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check unit test-pythons bench chaos blackout sim sim-many sim-scale mutants operator-day operator-load fuzz docs crds chart proto golden requirements \
-	dist test-localstack clean
+	dist test-localstack prometheus clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,7 +33,7 @@ check: venv ## formatting, lints, types, layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-unit: venv .venv-localstack/.installed
+unit: venv .venv-localstack/.installed prometheus
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not localstack and not alone"
 	$(BIN)/python -m pytest -m alone
 
@@ -110,7 +110,11 @@ requirements: venv ## resolve the pinned requirements anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --all-extras pyproject.toml requirements.in --output-file requirements.txt
 	printf 'localstack-core[runtime]==4.13.1\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --exclude-newer 2026-02-20 - --output-file requirements-localstack.txt
 
-.prometheus/usr/bin/prometheus: # Debian's package, unpacked and not installed: for localstack/up
+prometheus: ## Prometheus for tests and localstack/up: Debian's package, unpacked and not installed
+	@{ command -v prometheus && command -v promtool; } >/dev/null || $(MAKE) --no-print-directory --quiet .prometheus/usr/bin/prometheus \
+	|| echo "Debian's Prometheus could not be fetched: tests that need it are skipped" >&2
+
+.prometheus/usr/bin/prometheus:
 	mkdir -p .prometheus
 	cd .prometheus && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; }
 	cd .prometheus && dpkg -x prometheus_*.deb .

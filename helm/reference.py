@@ -1,4 +1,7 @@
-"""Makes the chart's values.schema.json and README.md of its values.yaml and of the custom resource definitions: `make chart`."""
+"""Makes the chart's values.schema.json and README.md, of its values.yaml and of the custom resource definitions, and its dashboards.
+
+`make chart` runs it.
+"""
 
 import json
 import re
@@ -9,6 +12,8 @@ from typing import Any
 
 import yaml
 from tidelog_operator.schema import definitions
+
+from helm.dashboards import DASHBOARDS, rendered
 
 CHART = Path(__file__).parent / "tidelog"
 _LINE = re.compile(r"( *)(?:# ?(.*)|([A-Za-z]\w*):.*)")
@@ -123,7 +128,8 @@ def readme(source: str) -> Iterator[str]:
 def files() -> dict[str, str]:
     """Return what is made, by name."""
     source = (CHART / "values.yaml").read_text(encoding="utf-8")
-    return {
+    dashboards = {f"dashboards/{name}.json": rendered(dashboard) for name, dashboard in DASHBOARDS.items()}
+    return dashboards | {
         "values.schema.json": json.dumps(schema(source), indent=1, ensure_ascii=False) + "\n",
         "README.md": "\n".join(readme(source)) + "\n",
     }
