@@ -161,7 +161,8 @@ async def rot(world: World) -> None:
     key = object_key(extent, segment.writer, topic_id=place.topic_id, partition=place.partition)
     world.bucket.turn_bit(key, extent.position + extent.length - 1)
     extents = (await world.store.run(lambda tx: tx.rows("SELECT count(*) AS count FROM extents")))[0].count
-    within_s = ROT_FOUND_WITHIN_S + 2 * extents / world.draw.settings.scrub_reads_per_second  # it may just have been looked at
+    each_s = 1 / world.draw.settings.scrub_reads_per_second + 2 * world.draw.store_s
+    within_s = ROT_FOUND_WITHIN_S + 2 * extents * each_s  # it may just have been looked at
     until = world.loop.now + within_s
     while scrubbed(world, "damaged") == damaged:
         if found[0] not in await world.store.run(lambda tx: tx.rows(readable.replace(" LIMIT 1", ""))):
