@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tidelog.broker.rebuild import EPOCH_LEAP
+from tidelog.broker.rebuild_partition import EPOCH_LEAP
 from tidelog.metadata.snapshot import TABLES, read_table
 from tidelog.metadata.store import MetadataStore
 

@@ -8,7 +8,9 @@ import pytest
 from tidelog.broker import checkpointer
 from tidelog.broker.broker import Broker
 from tidelog.broker.marker import Marker, newest_marker, renew
-from tidelog.broker.rebuild import COUNT_LEAP, EPOCH_LEAP, Newer, Report, rebuild
+from tidelog.broker.rebuild import COUNT_LEAP, rebuild
+from tidelog.broker.rebuild_partition import EPOCH_LEAP
+from tidelog.broker.rebuild_report import Newer, Report
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
 from tidelog.errors import MetadataUnusable, OutOfOrderSequence, StoreUnusable, TimeTravel, UnknownProducer

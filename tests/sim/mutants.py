@@ -40,6 +40,8 @@ from tidelog.broker import (
     outbox,
     reader,
     rebuild,
+    rebuild_newer,
+    rebuild_source,
     retention,
     runs,
     uploads,
@@ -1003,11 +1005,11 @@ def _(patch: Patch) -> None:
 
 @mutant("a rebuild takes brokers that no checkpoint names for ended ones", breaks="rebuild", within=40)
 def _(patch: Patch) -> None:
-    def final(_: Any, segment: tuple[int, int], marks: Any) -> bool:
+    def final(segment: tuple[int, int], marks: Any) -> bool:
         sequence, ended = marks.get(segment[0], (-1, True))
         return bool(ended) or segment[1] <= sequence
 
-    patch.setattr(rebuild._Rebuild, "_is_final", final)
+    patch.setattr(rebuild_source.Checkpoint, "is_final", staticmethod(final))
 
 
 @mutant("a rebuild remembers producers that have appended since the checkpoint", breaks="I8", within=20)
@@ -1023,7 +1025,7 @@ def _(patch: Patch) -> None:
 
 @mutant("a rebuild appends what an idempotent producer had sent before", breaks="rebuild", within=40)
 def _(patch: Patch) -> None:
-    patch.setattr(rebuild._Line, "take", lambda self, batch: [batch])
+    patch.setattr(rebuild_newer.Line, "take", lambda self, batch: [batch])
 
 
 # ---- running them

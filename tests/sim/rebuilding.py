@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tidelog.broker.rebuild import Report, rebuild
+from tidelog.broker.rebuild import rebuild
+from tidelog.broker.rebuild_report import Report
 from tidelog.errors import StoreUnusable
 from tidelog.metadata.store import Transaction
 from tidelog.records.batch import scan

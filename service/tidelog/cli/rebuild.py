@@ -12,7 +12,7 @@ from tidelog.cli.quantities import counted, shown_bytes
 from tidelog.cli.session import Format, Output, ending, server_packages, show_json, show_table
 
 if TYPE_CHECKING:
-    from tidelog.broker.rebuild import OffsetRange, Report
+    from tidelog.broker.rebuild_report import OffsetRange, Report
 
 
 class Newer(StrEnum):

@@ -2,7 +2,8 @@
 
 from contextlib import AsyncExitStack
 
-from tidelog.broker.rebuild import Newer, Report, rebuild
+from tidelog.broker.rebuild import rebuild
+from tidelog.broker.rebuild_report import Newer, Report
 from tidelog.clock import SystemClock
 from tidelog.config import Settings
 from tidelog.errors import InvalidSettings
