@@ -25,6 +25,8 @@ from tests.command_line import COMMAND, environment
 from tests.rebuilt_rows import all_rows, as_rebuilt, comparable
 
 SETTLED_WITHIN_S = 60
+_LOOK_EVERY_S = 1.0
+"""A look at a bucket with many objects takes a while, in which no link carries anything."""
 FAILURES = frozenset({"error", "critical"})
 
 
@@ -62,7 +64,7 @@ class Watched:
         """Look again and again. What is deleted sooner than one looks is not counted."""
         while True:
             await self.look()
-            await asyncio.sleep(1)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     def told(self) -> Counter[str]:
         """Count segments by what they are, and by whether they are gone."""
@@ -105,7 +107,7 @@ async def settled(chaos: Chaos, stores: Stores, bucket: Watched) -> None:
                 what = f"{len(stored - live)} segments, {notes} notes, {topics} deleted topics"
                 chaos.anomaly("what nobody needs stays", (what, *map(tail, chaos.brokers)))
                 return
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(_LOOK_EVERY_S)
     finally:
         await connection.close()
 
