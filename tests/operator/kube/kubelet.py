@@ -159,7 +159,23 @@ class Kubelet:
             else:
                 text = re.sub(r"\$\((\w+)\)", lambda name: found.get(name[1], name[0]), each.get("value", ""))
                 found[each["name"]] = text.replace("0.0.0.0:", f"{address}:")
-        return found
+        return self._with_files(pod, container, found)
+
+    def _with_files(self, pod: Object, container: Object, variables: dict[str, str]) -> dict[str, str]:
+        """Write the Secrets that are mounted, and have variables name where they are. Raises KeyError for one that is missing."""
+        secrets = {each["name"]: each["secret"]["secretName"] for each in pod["spec"].get("volumes", ()) if "secret" in each}
+        for mount in container.get("volumeMounts", ()):
+            if mount["name"] not in secrets:
+                continue
+            secret = self.store.find("Secret", pod["metadata"]["namespace"], secrets[mount["name"]])
+            if secret is None:
+                raise KeyError(secrets[mount["name"]])
+            place = self.folder / pod["metadata"]["name"] / mount["name"]
+            place.mkdir(parents=True, exist_ok=True)
+            for key, value in secret["data"].items():
+                (place / key).write_bytes(b64decode(value))
+            variables = {name: value.replace(mount["mountPath"], str(place)) for name, value in variables.items()}
+        return variables
 
     async def _ended(self, pod: Object, running: _Running) -> None:
         """Start it again after a while, as restartPolicy Always says."""
