@@ -1,19 +1,23 @@
 """Retention and the cleaner: what topics do not keep goes, what is referred to stays, and one broker at a time deletes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from tidelog.broker.broker import Broker
 from tidelog.clock import SystemClock
-from tidelog.errors import OffsetOutOfRange, TimeTravel, UnknownTopic
+from tidelog.errors import MetadataUnavailable, OffsetOutOfRange, TimeTravel, UnknownTopic
 from tidelog.executors import ThreadExecutor
+from tidelog.metadata.cleaning import drop_deleted_topic, writer_states
 from tidelog.metadata.postgres import PostgresSettings, open_postgres
+from tidelog.metadata.retention import apply_retention, strip_deleted_topic
 from tidelog.metadata.sqlite import open_sqlite
-from tidelog.metadata.topics import TopicConfig
+from tidelog.metadata.store import MetadataStore, Transaction
+from tidelog.metadata.topics import TopicConfig, delete_topic
 from tidelog.objects.local import open_directory
 from tidelog.objects.memory import MemoryStore
 from tidelog.objects.s3 import S3Settings, open_s3
@@ -355,3 +359,123 @@ async def test_writers_of_whom_nothing_is_left_are_forgotten_and_their_commits_s
     await cluster.kill("two")
     three = await cluster.start("three", EAGER)
     assert (await append(three, "clicks", b"next")).base_offset == 1
+
+
+class Failing:
+    """A metadata store in which some transactions take too long."""
+
+    exclusive = False
+
+    def __init__(self, store: MetadataStore, fails: Callable[[Any, dict[str, Any]], bool]) -> None:
+        self._store = store
+        self._fails = fails
+        self.close = store.close
+
+    async def run(self, verb: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self._fails(verb, kwargs):
+            raise MetadataUnavailable("canceling statement due to statement timeout")
+        return await self._store.run(verb, *args, **kwargs)
+
+    run_reserved = run
+
+
+async def test_a_topic_that_cannot_be_taken_away_keeps_nothing_else(cluster: Cluster) -> None:
+    broker = await cluster.start("one", EAGER, lambda store: Failing(store, lambda verb, _: verb is drop_deleted_topic))
+    await broker.create_topic("gone", partitions=1, config=KEEP_ALL)
+    await broker.create_topic("clicks", partitions=1, config=KEEP_ALL)
+    for number in range(5):
+        await append(broker, "clicks", b"%d" % number)
+    await broker.delete_topic("gone")
+    await broker.delete_records("clicks", 0, -1)
+    await eventually(cluster, objects=0)
+    assert await rows(cluster, "topics") == 2
+
+
+async def test_the_offsets_of_groups_go_with_their_topic_a_few_at_a_time(cluster: Cluster) -> None:
+    broker = await cluster.start("one", IDLE)
+    topic = await broker.create_topic("gone", partitions=2, config=KEEP_ALL)
+
+    def fill(tx: Transaction) -> None:
+        tx.execute(
+            "INSERT INTO group_offsets (group_id, partition_id, next_offset, note, generation, committed_at_ms)"
+            " SELECT 'group ' || n.number, partition_id, 0, '', 0, 0 FROM partitions CROSS JOIN"
+            " (SELECT 1 AS number UNION SELECT 2 UNION SELECT 3 UNION SELECT 4 UNION SELECT 5) AS n"
+        )
+
+    await cluster.store.run(fill)
+    assert await rows(cluster, "group_offsets") == 10
+    await cluster.store.run(delete_topic, topic_id=topic.topic_id)
+    assert [await cluster.store.run(strip_deleted_topic, topic_id=topic.topic_id, limit=4) for _ in range(4)] == [4, 4, 2, 0]
+    assert await rows(cluster, "group_offsets") == 0
+
+
+async def test_retention_looks_at_fewer_partitions_at_once_where_one_statement_is_too_much(cluster: Cluster) -> None:
+    def too_much(verb: Any, asked: dict[str, Any]) -> bool:
+        return verb is apply_retention and (len(asked["rules"]) > 2 or any(rule.partition_id == 3 for rule in asked["rules"]))
+
+    broker = await cluster.start("one", EAGER, lambda store: Failing(store, too_much))
+    await broker.create_topic("clicks", partitions=6, config=TopicConfig(retention_ms=-1, retention_bytes=0))
+    for partition in range(6):
+        await append(broker, "clicks", b"old", partition=partition)
+        await append(broker, "clicks", b"new", partition=partition)
+
+    async def starts() -> list[int]:
+        topic = await broker.ensure_topic("clicks")
+        return [state.log_start_offset for state in await broker.partitions(topic.topic_id)]
+
+    async with asyncio.timeout(20):
+        while sum(start > 0 for start in await starts()) < 5:
+            await asyncio.sleep(0.02)
+    assert [start > 0 for start in await starts()] == [True, True, False, True, True, True], "but for the one that is always too much"
+
+
+async def test_an_orphan_that_stays_does_not_end_the_scan(cluster: Cluster) -> None:
+    cluster.bucket = bucket = Refusing(clock=cluster.clock)
+    one = await cluster.start("one", IDLE)
+    await one.create_topic("clicks", partitions=1, config=KEEP_ALL)
+    await append(one, "clicks", b"kept")
+    await cluster.kill("one")
+    [kept] = await segments(bucket)
+    name = parse_key(kept)
+    assert isinstance(name, IntakeKey)
+    stays, goes = (str(IntakeKey("one", name.broker_epoch, number, name.incarnation)) for number in (500, 501))
+    for key in (stays, goes):
+        await bucket.put_new(key, [b"x"])
+    bucket.refused = frozenset({stays})
+    two = await cluster.start("two", EAGER.model_copy(update={"cleaner_retry_ms": 60_000, "cleaner_listed_objects": 2}))
+    assert two.life is not None
+    for _ in range(12):  # as after twelve failures: it is not tried again for a minute
+        two.life.cleaner._quarantine.failed(stays, "AccessDenied")
+    async with asyncio.timeout(30):
+        while goes in await segments(bucket):
+            await asyncio.sleep(0.02)
+    assert set(await segments(bucket)) == {kept, stays}
+
+
+async def test_a_whole_scan_that_cannot_begin_is_begun_again(cluster: Cluster) -> None:
+    one = await cluster.start("one", IDLE)
+    assert one.life is not None
+    scan = one.life.cleaner._scan
+    away = [True]
+    scan._store = Failing(cluster.store, lambda verb, _: verb is writer_states and bool(away and away.pop()))
+    with pytest.raises(MetadataUnavailable):
+        await scan.look()
+    listed: list[str] = []
+    bucket_list = cluster.bucket.list
+
+    def listing(prefix: str = "", *, start_after: str = "") -> AsyncIterator[Any]:
+        listed.append(prefix)
+        return bucket_list(prefix, start_after=start_after)
+
+    cluster.bucket.list = listing  # type: ignore[method-assign]
+    await scan.look()
+    assert "merged/" in listed
+
+
+async def test_records_of_a_topic_that_has_just_gone_cannot_be_deleted(cluster: Cluster) -> None:
+    broker = await cluster.start("one", IDLE)
+    topic = await broker.create_topic("gone", partitions=1, config=KEEP_ALL)
+    await cluster.store.run(delete_topic, topic_id=topic.topic_id)
+    assert await cluster.store.run(drop_deleted_topic, topic_id=topic.topic_id)
+    with pytest.raises(UnknownTopic):
+        await broker.delete_records("gone", 0, -1)

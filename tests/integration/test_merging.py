@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tidelog.broker.broker import Broker
 from tidelog.clock import SystemClock
-from tidelog.errors import MetadataOutcomeUnknown
+from tidelog.errors import MetadataOutcomeUnknown, MetadataUnavailable
 from tidelog.executors import ThreadExecutor
-from tidelog.metadata.extents import Extent
+from tidelog.metadata.extents import Extent, dated_extents
 from tidelog.metadata.leadership import set_fencing_token
 from tidelog.metadata.postgres import PostgresSettings, open_postgres
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
@@ -301,3 +301,34 @@ async def test_a_stream_never_holds_more_of_a_segment_than_its_buffer(tmp_path: 
         [row] = await extents(store)
         assert row.length > 50_000_000
         assert most < buffer + (2 << 20)  # and what is not bytes of segments
+
+
+@on_virtual_time
+async def test_a_database_that_is_away_between_two_looks_has_nothing_forgotten(cluster: Cluster) -> None:
+    settings = MERGING.model_copy(update={"merge_least_extents": 5, "merge_max_age_ms": 4000})
+    broker = await cluster.start("one", settings)
+    await broker.create_topic("clicks", partitions=100, config=TopicConfig(-1, -1))
+    for _ in range(2):
+        for partition in range(100):
+            await append(broker, "clicks", b"value", partition=partition)
+    assert broker.life is not None
+    merging = broker.life.merging
+    real, looks = merging._store, []
+
+    class Away:
+        exclusive = False
+        run_reserved, close = real.run_reserved, real.close
+
+        async def run(self, verb: Any, /, *args: Any, **asked: Any) -> Any:
+            answer = await real.run(verb, *args, **asked)
+            if verb is dated_extents and answer[0] - min(each.extents[0].commit_time_ms for each in answer[1].partitions) >= 4000:
+                looks.append(verb)
+                if len(looks) == 2:  # what the first look found is planned by now
+                    merging._store = real
+                    raise MetadataUnavailable("away for a moment")
+            return answer
+
+    merging._store = Away()
+    await asyncio.sleep(60)
+    assert merging._store is real
+    assert {extent.level for partition_id in range(1, 101) for extent in await extents(cluster.store, partition_id)} == {1}

@@ -863,7 +863,8 @@ def _(patch: Patch) -> None:
         known = await self._store.run(cleaning_verbs._with_rows, tables, wanted)
         await asyncio.sleep(1)
         final = await self._store.run(final_segments, segments=wanted)
-        self._orphans += [each for each in candidates if (each.broker_epoch, each.sequence) in final - known]
+        self._orphans |= {each.key: each for each in candidates if (each.broker_epoch, each.sequence) in final - known}
+        del self._candidates_found[: len(candidates)]
 
     patch.setattr(Cleaner, "_look_for_orphans", backwards)
     patch.setattr(orphans, "WHOLE_EVERY", 1)

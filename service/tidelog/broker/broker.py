@@ -368,7 +368,9 @@ class Broker:
         """Move the log start forward (-1: to the high watermark); return it. Raises OffsetOutOfRange, UnknownTopic, UnknownPartition."""
         ref = await self.catalog.find(topic, partition)
         while True:
-            state = next(row for row in await self.partitions(ref.topic_id) if row.partition == partition)
+            state = next((row for row in await self.partitions(ref.topic_id) if row.partition == partition), None)
+            if state is None:  # its rows have gone since the catalog was read
+                raise UnknownTopic(f"records of {topic!r}/{partition} were to be deleted, but the topic was deleted meanwhile")
             if before_offset > state.next_offset or before_offset < -1:
                 raise OffsetOutOfRange(
                     f"records of {topic!r}/{partition} before offset {before_offset} were to be deleted, but it holds offsets"

@@ -60,8 +60,10 @@ class Cleaner:
         self._after = _BEGINNING
         self._more = False
         """More has been released than one round takes."""
-        self._orphans: list[Candidate] = []
-        """Found, but not deleted yet."""
+        self._candidates_found: list[Candidate] = []
+        """Which of them are orphans is not known yet."""
+        self._orphans: dict[str, Candidate] = {}
+        """By key: found, but not deleted yet; what is an orphan stays one (I7)."""
 
     async def run(self) -> None:
         """Clean, whenever this broker's turn has come, until cancelled. Raises TimeTravel: then nothing was deleted."""
@@ -98,16 +100,17 @@ class Cleaner:
         await self._topics.work()
         await self._look_at_backlog()
         notes = await self._candidates()
-        if self._settings.orphan_cleaning and not self._orphans:
-            await self._in_parts(await self._scan.look(), self._look_for_orphans)
-        doomed = [each for each in self._orphans if not self._quarantine.holds(each.key)]
+        if self._settings.orphan_cleaning and len(self._orphans) < self._settings.cleaner_listed_objects:
+            if not self._candidates_found:
+                self._candidates_found = await self._scan.look()
+            await self._in_parts(list(self._candidates_found), self._look_for_orphans)
+        doomed = [each for each in self._orphans.values() if not self._quarantine.holds(each.key)]
         if not notes and not doomed:
             return False
         # I11: after the candidates were read, so that it covers their releases; and before anything goes.
         await renew(self._bucket, self._cluster_state)
         await self._in_parts(notes, self._clean_released)
         await self._in_parts(doomed, self._delete_orphans)
-        self._orphans = []
         await self._look_at_backlog()
         return True
 
@@ -168,11 +171,14 @@ class Cleaner:
     async def _look_for_orphans(self, candidates: Sequence[Candidate]) -> None:
         async with self._steps.step(len(candidates)):
             found = await self._store.run(orphans, segments=[(each.broker_epoch, each.sequence) for each in candidates])
-        self._orphans += [each for each in candidates if (each.broker_epoch, each.sequence) in found]
+        self._orphans |= {each.key: each for each in candidates if (each.broker_epoch, each.sequence) in found}
+        del self._candidates_found[: len(candidates)]
 
     async def _delete_orphans(self, doomed: Sequence[Candidate]) -> None:
         refused = await self._delete([each.key for each in doomed])
         gone = [each for each in doomed if each.key not in refused]
+        for each in gone:
+            del self._orphans[each.key]
         if gone:
             _log.info("orphans_deleted", objects=len(gone), first=gone[0].key)
         self._metrics.objects_deleted["orphan"].inc(len(gone))

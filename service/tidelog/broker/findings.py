@@ -109,7 +109,7 @@ FAULTS = {
     "strange-object": Fault(
         "waste",
         "An object lies among the segments that this cluster has not written.",
-        "Find out who writes there, and give it a prefix of its own. Tidelog never touches it.",
+        "Find out who writes there, and give it a prefix of its own. What is named as a segment of an ended epoch goes as orphans do.",
     ),
     "not-looked-at": Fault(
         "unclear",

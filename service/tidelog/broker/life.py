@@ -131,8 +131,9 @@ class Life:
         )
         releases = Releases(broker_epoch=epoch, store=store, settings=settings, clock=clock, metrics=metrics)
         self.retention = Retention(
-            store=store, catalog=catalog, ledger=self.ledger, releases=releases, settings=settings, chance=chance, metrics=metrics
-        )
+            store=store, catalog=catalog, ledger=self.ledger, releases=releases, settings=settings, clock=clock, chance=chance,
+            metrics=metrics,
+        )  # fmt: skip
         self.cleaner = Cleaner(
             broker_epoch=epoch,
             store=store,

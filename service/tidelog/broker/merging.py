@@ -187,7 +187,9 @@ class Merging:
         for first in range(0, len(partition_ids), _LOOKED_UP_AT_ONCE):
             try:
                 runs += await self._look(partition_ids[first : first + _LOOKED_UP_AT_ONCE])
-            except _NO_METADATA:  # they are still due
+            except _NO_METADATA:
+                for partition_id in partition_ids:  # also those that were planned already: nothing comes of it
+                    self._look_again(partition_id)
                 return
         small = [run for run in runs if run.length <= self._pack_bytes]
         large = [run for run in runs if run.length > self._pack_bytes]
@@ -215,9 +217,13 @@ class Merging:
             max_extents_each=each,
         )
         runs: list[_Run] = []
+        await self._lookups.learn_writers(extent for found in read.partitions for extent in found.extents)
         for found in read.partitions:
-            await self._lookups.learn_writers(found.extents)
-            runs += self._plan(found, now_ms, each)
+            try:
+                runs += self._plan(found, now_ms, each)
+            except MetadataUnusable as error:  # of this partition only: rows are lost
+                self._look_again(found.partition_id, self._settings.merge_max_age_ms / 1000)
+                _log.warning("not_merged", partition_id=found.partition_id, problem=str(error))
             await asyncio.sleep(0)  # planning takes a millisecond or more; others shall have their turn
         return runs
 

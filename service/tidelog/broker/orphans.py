@@ -58,6 +58,8 @@ class OrphanScan:
         self._clock = clock
         self._metrics = metrics
         self._areas: deque[_Area] = deque()
+        self._found: list[Candidate] = []
+        """Since the last answer; what fails halfway loses none."""
         self._settled: dict[int, str] = {}
         """Of each writer, up to which key everything was looked at."""
         self._ended_since: dict[int, float] = {}
@@ -72,23 +74,23 @@ class OrphanScan:
             if self._clock.monotonic() < self._next_at:
                 return []
             await self._begin()
-        found: list[Candidate] = []
         left = self._settings.cleaner_listed_objects
         while self._areas and left > 0:
             area = self._areas[0]
-            left = await self._list(area, left, found)
+            left = await self._list(area, left)
             if left > 0:
                 self._areas.popleft()
                 self._end(area)
         if not self._areas:
             await self._conclude()
+        found, self._found = self._found, []
         return found
 
     async def _begin(self) -> None:
+        writers = await self._store.run(writer_states)
         whole = self._scans % WHOLE_EVERY == 0
         self._scans += 1
         self._next_at = self._clock.monotonic() + self._settings.orphan_scan_interval_ms / 1000
-        writers = await self._store.run(writer_states)
         for writer in writers:
             if writer.ended:
                 self._ended_since.setdefault(writer.broker_epoch, self._clock.monotonic())
@@ -102,7 +104,7 @@ class OrphanScan:
             if not whole and not all_seen and writer.broker_epoch not in self._finished:
                 self._areas.append(_Area(prefix, settled, writer))
 
-    async def _list(self, area: _Area, left: int, found: list[Candidate]) -> int:
+    async def _list(self, area: _Area, left: int) -> int:
         """List some of an area; return how many objects may still be listed. 0: the area may go on."""
         now_ms = self._clock.wall_ms()
         async for info in self._bucket.list(area.prefix, start_after=area.position):
@@ -117,7 +119,7 @@ class OrphanScan:
             area.open = area.open or young
             area.position = info.key
             if key is not None and not young:
-                found.append(candidate(info, key, age_ms))
+                self._found.append(candidate(info, key, age_ms))
                 if writer is not None and not area.open:
                     self._settled[writer.broker_epoch] = info.key
             if left == 0:

@@ -11,6 +11,7 @@ from itertools import islice
 from tidelog.broker.catalog import Catalog
 from tidelog.broker.ledger import Ledger
 from tidelog.broker.lookups import object_key
+from tidelog.broker.quarantine import Quarantine
 from tidelog.broker.steps import Steps
 from tidelog.clock import Clock
 from tidelog.config import Settings
@@ -25,7 +26,9 @@ from tidelog.telemetry import get_logger
 
 _WEATHER = (MetadataUnavailable, MetadataOutcomeUnknown, MetadataUnusable)
 _PARTITIONS = 1000
-"""Looked at in one statement."""
+"""Looked at in one statement, at most."""
+_FEW_PARTITIONS = 100
+"""Looked at in one statement, however slow."""
 _TOPICS = 100
 """Deleted topics that are worked on in one round."""
 _LEAST = 1000
@@ -80,8 +83,8 @@ class Retention:
     """Keeps, of what this broker leads, as much as the topics say."""
 
     def __init__(
-        self, *, store: MetadataStore, catalog: Catalog, ledger: Ledger, releases: Releases, settings: Settings, chance: Random,
-        metrics: Metrics,
+        self, *, store: MetadataStore, catalog: Catalog, ledger: Ledger, releases: Releases, settings: Settings, clock: Clock,
+        chance: Random, metrics: Metrics,
     ) -> None:  # fmt: skip
         self._store = store
         self._catalog = catalog
@@ -90,6 +93,8 @@ class Retention:
         self._settings = settings
         self._chance = chance
         self._metrics = metrics
+        self._steps = Steps(least=_FEW_PARTITIONS, most=_PARTITIONS, clock=clock)
+        self._quarantine = Quarantine("retention", first_ms=settings.retention_interval_ms, retry_ms=settings.cleaner_retry_ms, clock=clock)
 
     async def run(self) -> None:
         """Look at all that is led, again and again, until cancelled."""
@@ -105,10 +110,20 @@ class Retention:
 
     async def look(self) -> None:
         """Look once at all that is led now."""
-        led = iter(sorted(self._ledger.led().items()))
-        while some := list(islice(led, _PARTITIONS)):
+        led = [each for each in sorted(self._ledger.led().items()) if not self._quarantine.holds(str(each[0]))]
+        while some := led[: self._steps.size]:
             rules = [rule for partition_id, epoch in some if (rule := self._rule(partition_id, epoch)) is not None]
-            starts = await self._store.run(apply_retention, rules=rules)
+            try:
+                async with self._steps.step(len(some)):
+                    starts = await self._store.run(apply_retention, rules=rules)
+            except _WEATHER as error:
+                if len(some) > 1:  # it may have been too much at once
+                    continue
+                self._quarantine.failed(str(some[0][0]), str(error))
+                raise
+            del led[: len(some)]
+            for partition_id, _ in some:
+                self._quarantine.done(str(partition_id))
             self._metrics.log_starts_moved.inc(self._ledger.log_starts(starts))
             await self._releases.release(sorted(starts))
 
@@ -129,11 +144,23 @@ class DeletedTopics:
         self._releases = releases
         self._metrics = metrics
         self._steps = Steps(least=_LEAST, most=settings.release_extents, clock=clock)
+        self._quarantine = Quarantine("topics", first_ms=settings.cleaner_interval_ms, retry_ms=settings.cleaner_retry_ms, clock=clock)
 
     async def work(self) -> None:
-        """Take away what can be: all of the topics that are deleted by now, but for their objects."""
-        for topic in await self._store.run(deleted_topics, limit=_TOPICS):
-            await self._take_away(topic)
+        """Take away what can be: all of the topics that are deleted by now, but for their objects.
+
+        One that cannot be taken away is tried again ever more slowly, and keeps neither the others nor the cleaner from going on.
+        """
+        for topic in await self._store.run(deleted_topics, limit=_TOPICS + len(self._quarantine)):
+            if self._quarantine.holds(topic.topic_id):
+                continue
+            try:
+                await self._take_away(topic)
+            except _WEATHER as error:
+                self._quarantine.failed(topic.topic_id, str(error))
+                _log.info("topic_waits", topic_id=topic.topic_id, problem=str(error))
+                return  # it may be the weather
+            self._quarantine.done(topic.topic_id)
 
     async def _take_away(self, topic: DeletedTopic) -> None:
         ids = iter(topic.partition_ids)

@@ -415,7 +415,7 @@ class _Check:
             if name.broker_epoch >= next_epoch:
                 what = f"it is of broker epoch {name.broker_epoch}, but the metadata store has only given out epochs below {next_epoch}"
                 report.add(Finding("time-travel", found.key, what))
-            elif not _wrote(state.writer, name):
+            elif state.writer is not None and not _wrote(state.writer, name):
                 report.add(Finding("strange-object", found.key, f"broker epoch {name.broker_epoch} was not this broker's or process's"))
             elif state.live:
                 pass
@@ -519,8 +519,8 @@ def _reference_faults(key: str, extent: Extent, place: Place, chunk: Chunk | Non
         )
 
 
-def _wrote(writer: Writer | None, name: IntakeKey | MergedKey) -> bool:
-    if writer is None or writer.broker_id != name.broker_id:
+def _wrote(writer: Writer, name: IntakeKey | MergedKey) -> bool:
+    if writer.broker_id != name.broker_id:
         return False
     return isinstance(name, MergedKey) or writer.incarnation == name.incarnation
 

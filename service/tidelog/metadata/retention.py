@@ -93,14 +93,21 @@ def deleted_topics(tx: Transaction, *, limit: int) -> tuple[DeletedTopic, ...]:
 
 
 def strip_deleted_topic(tx: Transaction, *, topic_id: str, limit: int) -> int:
-    """Remove up to `limit` rows of producers of a deleted topic; return how many there were: `drop_deleted_topic` takes all at once."""
-    gone = tx.delete(
-        "producers",
-        "(partition_id, producer_id) IN (SELECT s.partition_id, s.producer_id FROM producers s JOIN partitions p"
-        " ON p.partition_id = s.partition_id JOIN topics t ON t.topic_id = p.topic_id"
-        " WHERE p.topic_id = :topic_id AND t.deleted LIMIT :most)",
-        key="partition_id, producer_id",
-        topic_id=topic_id,
-        most=limit,
-    )
-    return len(gone)
+    """Remove up to `limit` rows of producers and of groups' offsets of a deleted topic; return how many there were.
+
+    `drop_deleted_topic` takes all at once.
+    """
+    gone = 0
+    for table, key in {"producers": "partition_id, producer_id", "group_offsets": "group_id, partition_id"}.items():
+        if gone < limit:
+            columns = ", ".join(f"s.{column}" for column in key.split(", "))
+            rows = tx.delete(
+                table,
+                f"({key}) IN (SELECT {columns} FROM {table} s JOIN partitions p ON p.partition_id = s.partition_id"
+                " JOIN topics t ON t.topic_id = p.topic_id WHERE p.topic_id = :topic_id AND t.deleted LIMIT :most)",
+                key=key,
+                topic_id=topic_id,
+                most=limit - gone,
+            )
+            gone += len(rows)
+    return gone
