@@ -72,11 +72,11 @@ fuzz: .venv-fuzz/.installed ## coverage-guided fuzzing of every decoder for MINU
 	$(call install,.venv-fuzz/bin,requirements-fuzz.txt)
 	@touch $@
 
-operator-day: venv ## a cluster's day, ROUNDS times (default 5): scale, update, evict, lose a node, under load
-	OPERATOR_ROUNDS=$(or $(ROUNDS),5) $(BIN)/python -m pytest -q -n0 -s tests/operator/test_scenarios.py tests/operator/test_upgrade.py
+operator-day: venv ## under load ROUNDS times (default 5): scale, update, evict, lose a node; an upgrade; into docs/kubernetes.md
+	OPERATOR_WRITES=1 OPERATOR_ROUNDS=$(or $(ROUNDS),5) $(BIN)/python -m pytest -q -n0 -s tests/operator/test_scenarios.py tests/operator/test_upgrade.py
 
 operator-load: venv ## brokers follow a load curve; writes the table in docs/kubernetes.md
-	OPERATOR_LOAD=write $(BIN)/python -m pytest -q -n0 -s tests/operator/test_load_curve.py
+	OPERATOR_WRITES=1 $(BIN)/python -m pytest -q -n0 -s tests/operator/test_load_curve.py
 
 bench: venv ## figures, as a table and JSON in benchmarks/results (quiet machine, minutes)
 	$(BIN)/python -m benchmarks

@@ -118,12 +118,9 @@ def _problem(status: Mapping[str, Any]) -> str:
         if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
             said = f": {waiting['message']}" if waiting.get("message") else ""
             return f"its image {container.get('image')} cannot be had ({reason}{said}); mend spec.image, or spec.imagePullSecrets"
-        if (
-            ended
-            and (reason == "CrashLoopBackOff" or not container.get("ready"))
-            and (ended.get("exitCode") or ended.get("reason") == "Error")
-        ):
-            return f"its broker ended with exit code {ended.get('exitCode')}; its last words: {_last_words(ended.get('message') or '')}"
+        if ended and ended.get("exitCode") != 0 and not container.get("ready"):
+            how = f"{ended.get('exitCode')}" + (f" ({ended['reason']})" if ended.get("reason", "Error") != "Error" else "")
+            return f"its broker ended with exit code {how}; its last words: {_last_words(ended.get('message') or '')}"
         if waiting and reason not in _STARTS:
             said = waiting.get("message") or "no more is said"
             return f"it waits: {reason}: {said}"

@@ -2,11 +2,14 @@
 
 import asyncio
 import itertools
+import os
 import random
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import tidelog
 
@@ -16,6 +19,8 @@ from tests.operator.rig import NAME, NAMESPACE, Rig
 from tests.sim.history import check
 
 PRODUCERS = 3
+DOCS = Path(__file__).parents[2] / "docs/kubernetes.md"
+WRITES = os.environ.get("OPERATOR_WRITES") == "1"
 CONSUMERS = 2
 
 
@@ -35,6 +40,7 @@ class Phase:
     planned: bool
     began: float
     ended: float = 0.0
+    times: int = 1
     appends: int = 0
     errors: int = 0
     longest_append_s: float = 0.0
@@ -44,15 +50,29 @@ class Phase:
     """From an acknowledgement until all consumers had read the record."""
 
     def __str__(self) -> str:
-        return (
-            f"| {self.name} | {self.ended - self.began:.0f} | {self.appends} | {self.errors} | {self.longest_append_s * 1000:.0f}"
-            f" | {self.longest_silence_s * 1000:.0f} | {self.longest_to_read_s * 1000:.0f} |"
+        longest = (self.longest_append_s, self.longest_silence_s, self.longest_to_read_s)
+        told = [f"{self.ended - self.began:.0f}", str(self.appends), str(self.errors), *(f"{each * 1000:.0f}" for each in longest)]
+        return f"| {' | '.join([self.name, str(self.times), *told])} |"
+
+    def and_again(self, other: "Phase") -> "Phase":
+        """Return both as one that was done several times."""
+        return Phase(
+            name=self.name,
+            planned=self.planned,
+            began=0.0,
+            ended=self.ended - self.began + other.ended - other.began,
+            times=self.times + other.times,
+            appends=self.appends + other.appends,
+            errors=self.errors + other.errors,
+            longest_append_s=max(self.longest_append_s, other.longest_append_s),
+            longest_silence_s=max(self.longest_silence_s, other.longest_silence_s),
+            longest_to_read_s=max(self.longest_to_read_s, other.longest_to_read_s),
         )
 
 
 HEAD = (
-    "| what | s | appends | errors | longest append, ms | longest without an acknowledgement, ms | longest until read by all, ms |\n"
-    "|---|---|---|---|---|---|---|"
+    "| what | times | s | appends | errors | longest append, ms | longest without any, ms | longest until read by all, ms |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -95,7 +115,17 @@ class Day:
                 seen = read.get((send.partition, send.offset), [])
                 if len(seen) == CONSUMERS:
                     phase.longest_to_read_s = max(phase.longest_to_read_s, max(seen) - send.ended)
-        return "\n".join([HEAD, *map(str, self.phases)])
+        together: dict[str, Phase] = {}
+        for phase in self.phases:
+            together[phase.name] = together[phase.name].and_again(phase) if phase.name in together else phase
+        return "\n".join([HEAD, *map(str, together.values())])
+
+
+def write(place: str, table: str) -> None:
+    """Write a table into docs/kubernetes.md, where the test run is to do that."""
+    if WRITES:
+        new = f"<!-- {place} -->\n{table}\n<!-- /{place} -->"
+        DOCS.write_text(re.sub(f"<!-- {place} -->.*<!-- /{place} -->", lambda _: new, DOCS.read_text(), flags=re.DOTALL))
 
 
 @asynccontextmanager

@@ -5,21 +5,16 @@ As in life, but a hundred times smaller and quicker: what takes half an hour the
 
 import asyncio
 import itertools
-import os
-import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import tidelog
 
 from tests.chaos.scenario import PARTITIONS, TOPIC
-from tests.operator.day import Day, day
+from tests.operator.day import WRITES, Day, day, write
 from tests.operator.rig import NAMESPACE, Rig
 
-WRITES = os.environ.get("OPERATOR_LOAD") == "write"
-DOCS = Path(__file__).parents[2] / "docs/kubernetes.md"
 KIB = 1024
 EACH = 128 * KIB
 """Bytes a second that are for each broker."""
@@ -37,6 +32,8 @@ class Moment:
     wanted: int
     ready: int
     why: str
+    doing: str
+    """What goes on, or is waited for."""
 
 
 def offered(at_s: float) -> float:
@@ -59,6 +56,11 @@ async def test_brokers_follow_a_load_curve_once_up_and_once_down(it: Rig) -> Non
     it.create_topic(TOPIC, partitions=PARTITIONS)
     await it.until(lambda: it.settled(2) and it.topic_ready(TOPIC), within_s=60)
     moments: list[Moment] = []
+
+    def doing() -> str:
+        progress, active = it.condition("Progressing"), it.condition("ScalingActive")
+        return active["message"] if active["status"] != "True" else "" if progress["reason"] == "Complete" else progress["message"]
+
     async with day(it, 1, producers=0) as today:
         began = time.monotonic()
         over = asyncio.Event()
@@ -71,13 +73,14 @@ async def test_brokers_follow_a_load_curve_once_up_and_once_down(it: Rig) -> Non
                 deployment = it.store.find("Deployment", NAMESPACE, "logs")
                 assert deployment is not None
                 wanted = deployment["spec"]["replicas"]
-                moments.append(Moment(at_s, offered(at_s), wanted, status["readyReplicas"], status["lastScaleReason"]))
+                moments.append(Moment(at_s, offered(at_s), wanted, status["readyReplicas"], status["lastScaleReason"], doing()))
                 await asyncio.sleep(1)
         over.set()
         await loading
     noticed = today.judge()
     table = as_table(moments)
     print(f"\n{table}\n\n{noticed}")
+    print(*(f"{moment.at_s:.0f} {moment.wanted} {moment.ready} {moment.doing}" for moment in moments), sep="\n")
     numbers = [number for number, _ in itertools.groupby(moment.wanted for moment in moments)]
     peak = numbers.index(max(numbers))
     assert numbers[: peak + 1] == sorted(numbers[: peak + 1]), "once up"
@@ -87,9 +90,7 @@ async def test_brokers_follow_a_load_curve_once_up_and_once_down(it: Rig) -> Non
     assert down.at_s >= QUIET_S + RAMP_S + PEAK_S + 20
     assert not today.chaos.report.anomalies
     assert today.phases[0].errors == 0
-    DOCS.write_text(
-        re.sub(r"<!-- load -->.*<!-- /load -->", lambda _: f"<!-- load -->\n{table}\n<!-- /load -->", DOCS.read_text(), flags=re.DOTALL)
-    )
+    write("load", table)
 
 
 async def load(today: Day, began: float, over: asyncio.Event) -> None:

@@ -10,13 +10,13 @@ import random
 import pytest
 
 from tests.chaos.scenario import PARTITIONS, TOPIC
-from tests.operator.day import Day, day
+from tests.operator.day import Day, day, write
 from tests.operator.rig import NAMESPACE, Rig
 
 ROUNDS = int(os.environ.get("OPERATOR_ROUNDS", "1"))
 SEED = int(os.environ.get("OPERATOR_SEED", "0")) or random.SystemRandom().getrandbits(32)
-NOTICED_MOST_S = 1.0
-"""How long an append may take while something planned is done. Machines that are busy with other things need more."""
+NOTICED_MOST_S = 10.0
+"""How long an append may take while something planned is done. On cores that do nothing else it is one second; here others' tests run."""
 
 pytestmark = pytest.mark.timeout(300 + 120 * ROUNDS)
 
@@ -35,12 +35,15 @@ async def test_nothing_is_lost_by_whatever_befalls_a_cluster_and_nobody_notices_
             await one_round(today, number)
     table = today.judge()
     print(f"\nseed {SEED}\n{table}")
+    write("day", table)
     anomalies = {name: what[:3] for name, what in today.chaos.report.anomalies.items()}
     assert not anomalies, (anomalies, it.told())
     assert not it.kube.api.refused, "the operator asked for what it has no right to"
     for phase in today.phases:
         assert phase.appends > 20, table
-        assert not (phase.planned and phase.errors), (table, today.chaos.report.sends)
+        if phase.planned:
+            assert not phase.errors, (table, today.chaos.report.sends)
+            assert phase.longest_append_s < NOTICED_MOST_S, table
 
 
 async def one_round(today: Day, number: int) -> None:

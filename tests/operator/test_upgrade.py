@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.scenario import PARTITIONS, TOPIC
 from tests.operator import releases
-from tests.operator.day import day
+from tests.operator.day import day, write
 from tests.operator.rig import Rig
 
 pytestmark = [
@@ -52,6 +52,15 @@ async def test_a_rolling_upgrade_to_the_next_release_loses_nothing_and_nobody_no
                 lambda: it.settled(3) and not before & {pod["metadata"]["name"] for pod in it.pods()}, within_s=180, what="the upgrade"
             )
         assert await running() == {AFTER}
-    print("\n" + today.judge())
+        async with today.phase("going back is refused, and forward again"):
+            it.change_cluster(image=f"tidelog:{BEFORE}")
+            refusal = "it was written by a newer one; run that release, or a later one"
+            await it.until(lambda: refusal in it.condition("Degraded")["message"], within_s=60, what="the older release's refusal")
+            it.change_cluster(image=f"tidelog:{AFTER}")
+            await it.until(lambda: it.settled(3), within_s=120, what="the later release again")
+        assert await running() == {AFTER}
+    table = today.judge()
+    print("\n" + table)
+    write("upgrade", table)
     assert not today.chaos.report.anomalies, (today.chaos.report.anomalies, it.told())
-    assert [phase.errors for phase in today.phases] == [0, 0]
+    assert [phase.errors for phase in today.phases] == [0, 0, 0]
