@@ -175,7 +175,10 @@ def environment_of(container: Manifest, secrets: Mapping[str, Mapping[str, bytes
 async def forwarding(to: tuple[str, int]) -> AsyncIterator[int]:
     """What `kubectl port-forward` does: a port of this machine leads to one pod."""
 
+    open_ones: set[asyncio.StreamWriter] = set()
+
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.add(writer)
         try:
             while data := await reader.read(65536):
                 writer.write(data)
@@ -183,6 +186,7 @@ async def forwarding(to: tuple[str, int]) -> AsyncIterator[int]:
         except ConnectionError:
             return  # one end went away; the other is closed below
         finally:
+            open_ones.discard(writer)
             writer.close()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -194,6 +198,8 @@ async def forwarding(to: tuple[str, int]) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for writer in list(open_ones):
+            writer.transport.abort()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -310,6 +316,21 @@ async def test_one_forwarded_port_is_enough_for_partitions_of_all_brokers(pods: 
             await producer.send_many("wide", values)
         got = [record.value async for record in log.consume("wide", start="earliest", max_records=len(values))]
     assert sorted(got, key=lambda value: int(value or b"")) == values
+
+
+@on_pods
+async def test_a_client_goes_on_with_brokers_that_it_was_told_of_when_the_address_that_it_was_given_is_gone(pods: Pods) -> None:
+    """Their certificates bear the name that was given, and not their addresses."""
+    variables = pods.variables
+    host, _, port = pods.advertised[0].rpartition(":")
+    async with AsyncExitStack() as way:
+        server = f"localhost:{await way.enter_async_context(forwarding((host, int(port))))}"
+        async with tidelog.connect(server, ca=variables["TIDELOG_CA"], token=variables["TIDELOG_TOKEN"]) as log, log.producer() as producer:
+            await log.admin.create_topic("told")
+            await producer.send("told", b"first")
+            await way.aclose()
+            for number in range(10):
+                await asyncio.wait_for(producer.send("told", b"%d" % number), 30)
 
 
 @on_pods

@@ -10,7 +10,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,9 +163,10 @@ class _Link:
 class Broker:
     """One address, with its channel."""
 
-    def __init__(self, address: str, credentials: Credentials, *, given: bool, order: float) -> None:
+    def __init__(self, address: str, *credentials: Credentials, given: bool, order: float) -> None:
+        """Several credentials are tried in turn, until there is a connection."""
         self.address = address
-        self.metadata = credentials.metadata
+        self.metadata = credentials[0].metadata
         self.given = given
         self.order = order
         self.zone = ""
@@ -177,13 +178,14 @@ class Broker:
         self.finding: Finding | None = None
         """Why it could not be reached, as long as none ever was."""
         self._credentials = credentials
+        self._tried = 0
         self._link: _Link | None = None
         self._left: list[_Link] = []
 
     def _opened(self) -> _Link:
         """Return the link; it is made when it is first used, for it belongs to the event loop that runs then."""
         if self._link is None:
-            self._link = _Link(self._credentials.channel(self.address))
+            self._link = _Link(self._credentials[self._tried % len(self._credentials)].channel(self.address))
         return self._link
 
     @property
@@ -212,6 +214,7 @@ class Broker:
                 return True
             if self._link is link:
                 self.leave()
+                self._tried += 1
         return False
 
     async def unary(self, method: Callable[..., Awaitable[Answer]], request: object, *, timeout_s: float) -> Answer:
@@ -272,11 +275,17 @@ class Brokers:
         self._forgotten: set[Broker] = set()
         self._reached = False
         self._closed = False
+        self._told: tuple[Credentials, ...] = (credentials,)
+        """With what brokers are reached that the cluster told of."""
+        if credentials.tls and credentials.server_name is None:
+            # Behind a Service they have addresses that no certificate bears, and certificates for the name that was given.
+            hosts = dict.fromkeys(address.rpartition(":")[0].strip("[]") for address in addresses)
+            self._told += tuple(replace(credentials, server_name=host) for host in hosts)
         for address in addresses:
             self._add(address, given=True)
 
     def _add(self, address: str, *, given: bool) -> Broker:
-        broker = Broker(address, self._credentials, given=given, order=self.chance.random())
+        broker = Broker(address, *((self._credentials,) if given else self._told), given=given, order=self.chance.random())
         self._known[address] = broker
         return broker
 
