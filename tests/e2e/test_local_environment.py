@@ -21,10 +21,12 @@ import yaml
 from tidelog.config import Settings
 
 from localstack.bucket import BUCKET, RULES, client, make_bucket
+from tests.helm.test_monitoring import queries
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "localstack"
-DASHBOARD = json.loads((FOLDER / "grafana" / "dashboards" / "overview.json").read_text())
+DASHBOARDS = ("overview", "broker", "topics", "storage")
+"""Those of the chart that are about brokers."""
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 UP = [str(FOLDER / "up"), "--port", "0", "--s3-port", "0", "--prometheus-port", "0", "--data-dir"]
 
@@ -76,7 +78,7 @@ async def test_what_one_broker_takes_another_gives_back(environment: Environment
     assert sorted(got, key=lambda value: int(value or b"")) == values
 
 
-async def test_prometheus_answers_every_panel_of_the_dashboard(environment: Environment) -> None:
+async def test_prometheus_answers_every_panel_of_the_dashboards(environment: Environment) -> None:
     prometheus = environment.places["prometheus"]
     if prometheus is None:
         pytest.skip("Debian's Prometheus could not be fetched")
@@ -84,7 +86,7 @@ async def test_prometheus_answers_every_panel_of_the_dashboard(environment: Envi
 
     def all_answer() -> bool:
         empty.clear()
-        empty.update((title, query) for title, query in queries() if not ask(prometheus, query))
+        empty.update((title, query) for title, query in all_queries() if not ask(prometheus, query))
         return not empty
 
     try:
@@ -134,10 +136,10 @@ def test_ctrl_c_ends_everything_in_order(environment: Environment) -> None:
 # ---- what does not run here
 
 
-def queries() -> Iterator[tuple[str, str]]:
-    for panel in DASHBOARD["panels"]:
-        for target in panel.get("targets", ()):
-            yield panel["title"], target["expr"].replace("$__rate_interval", "30s")
+def all_queries() -> Iterator[tuple[str, str]]:
+    for board in DASHBOARDS:
+        for title, query in queries(board, **{"$__rate_interval": "30s"}):
+            yield f"{board}: {title}", query
 
 
 def ask(prometheus: str, query: str) -> list[object]:
@@ -146,11 +148,13 @@ def ask(prometheus: str, query: str) -> list[object]:
     return found
 
 
-def test_the_dashboard_asks_only_for_metrics_that_exist() -> None:
-    listed = set(re.findall(r"`(tidelog_\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
-    asked = {re.sub(r"_bucket$", "", name) for _, query in queries() for name in re.findall(r"tidelog_\w+", query)}
-    assert asked
-    assert {name for name in asked - listed if not name.startswith("tidelog_process_")} == set()
+def test_grafana_is_given_the_dashboards_of_the_chart() -> None:
+    (mounted,) = [volume.split(":") for volume in COMPOSE["services"]["grafana"]["volumes"] if "dashboards:" in volume.split("/")[-1]]
+    assert {path.stem for path in (FOLDER / mounted[0]).glob("*.json")} >= set(DASHBOARDS)
+    home = COMPOSE["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{mounted[1]}/overview.json"
+    provider = yaml.safe_load((FOLDER / "grafana" / "provisioning" / "dashboards" / "tidelog.yaml").read_text())["providers"][0]
+    assert provider["options"]["path"] == mounted[1]
 
 
 def test_compose_sets_only_settings_that_exist() -> None:

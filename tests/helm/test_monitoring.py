@@ -35,13 +35,14 @@ CHOSEN = {"$cluster": ".*", "$broker": ".*", "$topic": ".*", "$__rate_interval":
 """What Grafana puts in the place of variables, with everything chosen."""
 
 
-def chosen(query: str) -> str:
-    for name, value in CHOSEN.items():
-        query = query.replace(name, value)
-    return query
+def queries(board: str, **more: str) -> Iterator[tuple[str, str]]:
+    """The title and the query of everything that a dashboard asks."""
 
+    def chosen(query: str) -> str:
+        for name, value in (CHOSEN | more).items():
+            query = query.replace(name, value)
+        return query
 
-def queries(board: str) -> Iterator[tuple[str, str]]:
     for panel in BOARDS[board]["panels"]:
         for target in panel.get("targets", ()):
             yield f"{panel['title']} {target['refId']}", chosen(target["expr"])
