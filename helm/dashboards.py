@@ -93,8 +93,15 @@ TOPICS = (*BROKERS, ("topic", "Topic", 'label_values(tidelog_topic_taken_bytes_t
 BAD = 'found=~"damaged|missing"'
 FAILED = 'outcome=~"unavailable|unknown|unusable"'
 TAKEN = 'result="accepted"'
-_STORED, _GIB_MONTH = gauge("tidelog_stored_bytes", how="max"), gauge("tidelog_price_dollars", how="max", more='of="gib_month"')
-DOLLARS_AN_HOUR = f"{rate('tidelog_store_dollars_total')} * 3600 + {_STORED} / 2 ^ 30 * {_GIB_MONTH} / 730"
+_PRICE = {of: gauge("tidelog_price_dollars", how="max", more=f'of="{of}"') for of in ("gib_month", "gb_between_zones")}
+_CROSSING = rate("tidelog_client_bytes_total", more='zone="other"')
+DOLLARS_AN_HOUR = " + ".join(
+    (
+        f"{rate('tidelog_store_dollars_total')} * 3600",
+        f"{gauge('tidelog_stored_bytes', how='max')} / 2 ^ 30 * {_PRICE['gib_month']} / 730",
+        f"{_CROSSING} * 3600 / 1e9 * 2 * {_PRICE['gb_between_zones']}",  # each end is charged
+    )
+)
 FAULTS = " + ".join(
     f"sum (increase({metric}{{{_and(OF, more)}}}[1h]))"
     for metric, more in (
@@ -155,7 +162,7 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Cost?",
-                    "Dollars an hour: requests to the bucket as they are now, and what is stored. Without traffic out of the region.",
+                    "Dollars an hour: requests to the bucket, what is stored, records that cross zones. Without machines and database.",
                     [(DOLLARS_AN_HOUR, "an hour")],
                     "currencyUSD",
                     "stat",
@@ -488,7 +495,14 @@ STORAGE = Dashboard(
         Row(
             "Cost",
             (
-                Panel("Dollars an hour", "Requests and storage.", [(DOLLARS_AN_HOUR, "an hour")], "currencyUSD", "stat", 6),
+                Panel(
+                    "Dollars an hour",
+                    "Requests, storage, and records that cross zones.",
+                    [(DOLLARS_AN_HOUR, "an hour")],
+                    "currencyUSD",
+                    "stat",
+                    6,
+                ),
                 Panel(
                     "Requests, dollars an hour",
                     "By operation, at the prices of the settings.",
@@ -543,6 +557,13 @@ STORAGE = Dashboard(
                     "ops",
                 ),
                 Panel("Bytes", "Written and read.", [(rate("tidelog_store_bytes_total", by="operation"), "{{operation}}")], "Bps"),
+                Panel(
+                    "Records by zone",
+                    "Bytes from clients and to them, by whether they are in the broker's zone: what crosses zones is charged.",
+                    [(rate("tidelog_client_bytes_total", by="zone"), "{{zone}}")],
+                    "Bps",
+                    stacked=True,
+                ),
                 Panel("Stored", "Bytes that extents refer to.", [(gauge("tidelog_stored_bytes", how="max"), "stored")], "bytes"),
                 Panel(
                     "Integrity",
