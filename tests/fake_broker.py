@@ -171,7 +171,8 @@ class Broker(log_pb2_grpc.LogServicer, admin_pb2_grpc.AdminServicer):
         """For each subscription to come: it ends with this error at once."""
         self.metadata_fails: TidelogError | None = None
         self.metadata_hangs = False
-        self.list_offsets_fails: deque[TidelogError] = deque()
+        self.list_offsets_fails: deque[TidelogError | None] = deque()
+        """None: the question is not answered at all, though the call is."""
         """For each query of offsets to come: this is its answer."""
         self.tamper: Callable[[log_pb2.Batches], None] = lambda batches: None
         self.granted = 0
@@ -224,7 +225,10 @@ class Broker(log_pb2_grpc.LogServicer, admin_pb2_grpc.AdminServicer):
         for query in request.queries:
             place = (query.partition.topic, query.partition.partition)
             if self.list_offsets_fails:
-                error = message_of(self.list_offsets_fails.popleft())
+                failure = self.list_offsets_fails.popleft()
+                if failure is None:
+                    continue
+                error = message_of(failure)
                 answers.append(log_pb2.ListOffsetsResponse.Answer(partition=query.partition, offset=-1, error=error))
                 continue
             kind = query.at.WhichOneof("at")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tidelog.errors import Fenced, TimeTravel, UnknownPartition
+from tidelog.errors import Fenced, TimeTravel
 from tidelog.metadata.cleaning import (
     Verdict,
     acquire_cleaner,
@@ -19,17 +19,19 @@ from tidelog.metadata.extents import (
     Extent,
     ReleasedSource,
     advance_log_start,
+    advance_log_starts,
     expired_extents,
     find_references,
     offset_for_time,
     read_extents,
     release_expired,
-    retention_point,
+    retention_points,
     swap,
 )
 from tidelog.metadata.leadership import LedPartition, ProducerWindow
 from tidelog.metadata.marks import report_resolved
 from tidelog.metadata.membership import cluster_state, end_epoch
+from tidelog.metadata.retention import Rule, apply_retention
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import delete_topic
 
@@ -114,7 +116,8 @@ async def test_retention_asks_for_whole_extents_by_size_and_by_commit_time(metad
     _, led, extents = await begin(metadata_store, segments=3)
 
     async def point(before: int | None, keep: int | None) -> int:
-        return await metadata_store.run(retention_point, partition_id=led.partition_id, committed_before_ms=before, keep_bytes=keep)
+        limits = [(led.partition_id, before or 0, -1 if keep is None else keep)]
+        return (await metadata_store.run(retention_points, limits=limits))[led.partition_id]
 
     assert await point(None, 200) == 10
     assert await point(None, 201) == 0  # without the first extent there would be less
@@ -123,6 +126,28 @@ async def test_retention_asks_for_whole_extents_by_size_and_by_commit_time(metad
     assert await point(None, 1000) == 0
     assert await point(extents[0].commit_time_ms, None) == 0
     assert await point(extents[0].commit_time_ms + 1, None) == 30
+
+
+async def test_retention_moves_many_log_starts_at_once_and_passes_by_what_is_led_by_another(metadata_store: MetadataStore) -> None:
+    broker = (await join(metadata_store, "b0")).broker_epoch
+    one, two, three = await topic(metadata_store, count=3)
+    led = await lead(metadata_store, broker, [one, two, three])
+    for number, partition in enumerate((one, two)):  # nothing is in the third
+        pieces = [extent(broker, 10 * number + n, timestamp=1) for n in range(1, 4)]
+        assert await append(metadata_store, led[partition], broker, *pieces) == Committed(30)
+
+    async def applied(**kept_bytes: int) -> dict[int, int]:
+        names = {"one": one, "two": two, "three": three}
+        rules = [Rule(names[name], led[names[name]].leader_epoch, -1, kept) for name, kept in kept_bytes.items()]
+        return await metadata_store.run(apply_retention, rules=rules)
+
+    assert await applied(one=-1, two=-1, three=-1) == {one: 0, two: 0, three: 0}
+    assert await applied(two=100, one=200, three=0) == {one: 10, two: 20, three: 0}
+    assert await applied(one=1000, two=1000) == {one: 10, two: 20}, "they never go back"
+    led[two] = replace(led[two], leader_epoch=led[two].leader_epoch - 1)
+    assert await applied(one=0, two=0) == {one: 30}
+    assert await metadata_store.run(advance_log_starts, moves=[(two, led[two].leader_epoch, 30), (99, 1, 5)]) == {}
+    assert await metadata_store.run(apply_retention, rules=[Rule(99, 1, 1, 1)]) == {}
 
 
 async def test_a_partition_whose_topic_is_gone_has_nothing_to_release(metadata_store: MetadataStore) -> None:
@@ -134,8 +159,7 @@ async def test_a_partition_whose_topic_is_gone_has_nothing_to_release(metadata_s
     assert await metadata_store.run(drop_deleted_topic, topic_id=led.topic_id)
     assert await metadata_store.run(release_expired, broker_epoch=broker, sources=keyed(*extents)) == 0
     assert (await metadata_store.run(expired_extents, partition_ids=[partition], limit=10)).extents == ()
-    with pytest.raises(UnknownPartition, match="its topic was deleted"):
-        await metadata_store.run(retention_point, partition_id=partition, committed_before_ms=0, keep_bytes=0)
+    assert await metadata_store.run(retention_points, limits=[(partition, 1, 0)]) == {}
     with pytest.raises(Fenced):
         await metadata_store.run(advance_log_start, partition_id=partition, leader_epoch=led.leader_epoch, to=1)
     with pytest.raises(Fenced):

@@ -289,6 +289,14 @@ async def test_what_cannot_be_told_now_is_asked_again_before_reading_begins(clus
         assert await soon(values_of(log.consume("one", follow=False))) == values
 
 
+async def test_an_answer_that_leaves_a_partition_out_is_asked_for_again() -> None:
+    async with running_cluster() as cluster, tidelog.connect(cluster.brokers[0].address) as log:
+        cluster.topics["t"] = 2
+        cluster.brokers[0].list_offsets_fails.extend([None, None, None])
+        assert await log.admin.list_offsets("t", partitions=[0, 1]) == {0: 0, 1: 0}
+        assert cluster.brokers[0].calls.count("ListOffsets") == 3
+
+
 async def test_the_earliest_record_may_expire_before_it_is_read_but_not_one_that_was_asked_for(cluster: Cluster) -> None:
     values = fill(cluster, 3)
     expired = OffsetOutOfRange("expired", log_start_offset=10, high_watermark=30)

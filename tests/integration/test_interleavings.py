@@ -46,6 +46,8 @@ TOGETHER: list[tuple[str, ...]] = [
     ("commit to deleted topics", "drop deleted topic"),
     ("commit to deleted topics", "drop the topic deleted earlier"),
     ("commit", "advance log start"),
+    ("commit", "advance log starts"),
+    ("swap", "advance log starts"),
     ("commit", "set fencing token"),
     ("commit", "drain"),
     ("commit", "expire producers"),

@@ -60,7 +60,7 @@ from tidelog.metadata import leadership as leadership_verbs
 from tidelog.metadata import membership as membership_verbs
 from tidelog.metadata import retention as retention_verbs
 from tidelog.metadata.commits import Committed
-from tidelog.metadata.extents import ReleasedSource, expired_extents, release_expired, retention_point
+from tidelog.metadata.extents import ReleasedSource, expired_extents, release_expired, retention_points
 from tidelog.metadata.marks import final_segments
 from tidelog.metadata.store import Transaction
 from tidelog.records.batch import BatchHeader, batch_end
@@ -918,8 +918,7 @@ def _(patch: Patch) -> None:
     def hasty(tx: Transaction, *, rules: Any) -> Any:
         points = {}
         for rule in rules:
-            keep_bytes = rule.retention_bytes if rule.retention_bytes >= 0 else None
-            point = retention_point(tx, partition_id=rule.partition_id, committed_before_ms=None, keep_bytes=keep_bytes)
+            point = retention_points(tx, limits=[(rule.partition_id, 0, rule.retention_bytes)])[rule.partition_id]
             [row] = tx.rows("SELECT log_start_offset AS at FROM partitions WHERE partition_id = :id", id=rule.partition_id)
             if point > row.at:
                 points[rule.partition_id] = row.at

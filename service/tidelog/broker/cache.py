@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 
+from tidelog.broker.flights import shared
 from tidelog.broker.pace import Slots
 from tidelog.broker.runs import StampedBatches, stamp_parts
 from tidelog.errors import CorruptBatch, CorruptSegment
@@ -280,7 +281,7 @@ class BlockCache:
             return _part(block, lower, upper)
         if block is not None:  # cut short when it was fetched: perhaps on its way here
             self._drop(key)
-        content = await asyncio.shield(self._flight(key, slots))  # a reader that leaves takes nothing from the others
+        content = await shared(self._flight(key, slots))
         if len(content) < upper:
             self._drop(key)
             raise CorruptSegment(

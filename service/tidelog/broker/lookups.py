@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tidelog.broker.cache import ReadStats
 from tidelog.broker.catalog import PartitionRef
+from tidelog.broker.flights import shared
 from tidelog.errors import MetadataUnusable, UnknownPartition
 from tidelog.metadata.extents import Extent, ExtentsRead, PartitionExtents, Writer, read_extents, writers
 from tidelog.metadata.store import MetadataStore
@@ -39,7 +40,7 @@ class Lookups:
     async def extents(self, partition_id: int, offset: int) -> PartitionExtents:
         """Return the partition's bounds now, the extent that holds `offset`, and some that follow it.
 
-        Raises UnknownPartition, and MetadataUnavailable while SQL is away.
+        Raises UnknownPartition, MetadataUnavailable while SQL is away, and Draining.
         """
         of_partition = self._waiting.setdefault(partition_id, {})
         answer = of_partition.get(offset)
@@ -48,7 +49,7 @@ class Lookups:
             answer.add_done_callback(_retrieved)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask_all())
-        return await asyncio.shield(answer)
+        return await shared(answer)
 
     async def poll(self, positions: list[tuple[int, int]]) -> ExtentsRead:
         """Return what follows each (partition id, offset), and all bounds, from one statement."""

@@ -16,6 +16,7 @@ from typing import ParamSpec, Self, TypeVar
 from tidelog.broker.cache import BlockCache, ReadStats, RecordCache, Span
 from tidelog.broker.catalog import PartitionRef
 from tidelog.broker.feed import Feed, Followed
+from tidelog.broker.flights import shared
 from tidelog.broker.lookups import Lookups
 from tidelog.broker.pace import Slots, keep_pace
 from tidelog.broker.requests import AtTime, Bound, OffsetFound, Position, Run
@@ -490,7 +491,7 @@ class Indexes:
         if flight is None:
             flight = self._flights[key] = asyncio.ensure_future(self._fetch(extent, key, slots))
             flight.add_done_callback(lambda done: self._landed(key, done))
-        return await asyncio.shield(flight)
+        return await shared(flight)
 
     async def close(self) -> None:
         """Give up all that is on its way."""

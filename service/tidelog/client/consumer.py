@@ -23,7 +23,7 @@ import grpc.aio
 from tidelog.client import wire
 from tidelog.client.backoff import pause_s
 from tidelog.client.connection import GONE, Broker, Brokers
-from tidelog.errors import CorruptBatch, Draining, InvalidRequest, OffsetOutOfRange, TidelogError, UnknownPartition
+from tidelog.errors import CorruptBatch, Draining, InvalidRequest, NotReady, OffsetOutOfRange, TidelogError, UnknownPartition
 from tidelog.proto.v1 import log_pb2 as pb
 from tidelog.records import codec
 from tidelog.records.batch import BatchHeader, Buffer, scan
@@ -470,6 +470,10 @@ async def resolve(brokers: Brokers, places: Sequence[tuple[str, int]], where: pb
         answer: pb.ListOffsetsResponse = await brokers.call(lambda broker: broker.log.ListOffsets, pb.ListOffsetsRequest(queries=queries))
         found = {(told.partition.topic, told.partition.partition): told for told in answer.answers}
         error: TidelogError | None = next((wire.error_of(told.error) for told in answer.answers if told.HasField("error")), None)
+        if error is None and (missing := [place for place in places if place not in found]):
+            error = NotReady(
+                f"the offsets of {len(places)} partitions were asked for, but {missing[0]} is not among the answers; try again"
+            )
         if error is None:
             return [found[place].offset for place in places]
         pause = pause_s(failures, brokers.chance)

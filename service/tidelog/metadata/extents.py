@@ -7,8 +7,8 @@ answer to a late retry stays until the object goes (I5), and the cleaner learns 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tidelog.errors import Fenced, UnknownPartition
-from tidelog.metadata.leadership import lock_led
+from tidelog.errors import Fenced
+from tidelog.metadata.leadership import lock_led, not_leader
 from tidelog.metadata.marks import blocks, final_segments
 from tidelog.metadata.store import ColumnType, Transaction
 
@@ -211,38 +211,25 @@ def offset_for_time(tx: Transaction, *, partition_id: int, timestamp_ms: int) ->
     return Extent(*rows[0]) if rows else None
 
 
-def retention_point(tx: Transaction, *, partition_id: int, committed_before_ms: int | None, keep_bytes: int | None) -> int:
-    """Return the log start that retention asks for: extents before it were committed too long ago, or are beyond the size.
+def retention_points(tx: Transaction, *, limits: Sequence[tuple[int, int, int]]) -> dict[int, int]:
+    """Return the log starts that retention asks for, of (partition id, time, bytes): extents before them were committed before that
+    time (0: no matter when), or lie beyond so many bytes (-1: no matter how many).
 
-    Whole extents only, and by size no extent without which less than `keep_bytes` would be left: else one large merged
-    extent could take all there is with it. Never lower than the present log start. Raises UnknownPartition.
+    Whole extents only, and by size no extent without which less than `bytes` would be left: else one large merged extent could
+    take all there is with it. Never lower than the present log start. Partitions that are no more are left out.
     """
-    rows = tx.rows("SELECT log_start_offset, next_offset FROM partitions WHERE partition_id = :partition_id", partition_id=partition_id)
-    if not rows:
-        raise UnknownPartition(
-            f"retention of the partition with id {partition_id} was asked for, but its topic was deleted; leave it alone"
-        )
-    (partition,) = rows
-    point: int = partition.log_start_offset
-    if committed_before_ms is not None:
-        (row,) = tx.rows(
-            "SELECT coalesce(min(base_offset), :end) AS keep FROM extents WHERE partition_id = :partition_id AND commit_time_ms >= :before",
-            partition_id=partition_id,
-            before=committed_before_ms,
-            end=partition.next_offset,
-        )
-        point = max(point, row.keep)
-    if keep_bytes is not None:
-        (row,) = tx.rows(
-            "SELECT coalesce(min(s.base_offset), :end) AS keep FROM (SELECT base_offset,"
-            " sum(length) OVER (ORDER BY base_offset DESC) - length AS newer FROM extents WHERE partition_id = :partition_id) s"
-            " WHERE s.newer < :bytes",
-            partition_id=partition_id,
-            end=partition.next_offset,
-            bytes=keep_bytes,
-        )
-        point = max(point, row.keep)
-    return point
+    rows = tx.rows(
+        "SELECT p.partition_id, p.log_start_offset,"
+        " CASE WHEN r.before > 0 THEN coalesce((SELECT min(e.base_offset) FROM extents e WHERE e.partition_id = p.partition_id"
+        "  AND e.commit_time_ms >= r.before), p.next_offset) ELSE 0 END AS by_time,"
+        " CASE WHEN r.bytes >= 0 THEN coalesce((SELECT min(s.base_offset) FROM (SELECT e.base_offset,"
+        "  sum(e.length) OVER (ORDER BY e.base_offset DESC) - e.length AS newer FROM extents e WHERE e.partition_id = p.partition_id) s"
+        "  WHERE s.newer < r.bytes), p.next_offset) ELSE 0 END AS by_size FROM "
+        + tx.recordset("limits", "r", partition_id="bigint", before="bigint", bytes="bigint")
+        + " JOIN partitions p ON p.partition_id = r.partition_id",
+        limits=list(limits),
+    )
+    return {row.partition_id: max(row.log_start_offset, row.by_time, row.by_size) for row in rows}
 
 
 def advance_log_start(tx: Transaction, *, partition_id: int, leader_epoch: int, to: int) -> int:
@@ -250,15 +237,35 @@ def advance_log_start(tx: Transaction, *, partition_id: int, leader_epoch: int, 
 
     Raises Fenced where the caller leads no more.
     """
-    lock_led(tx, partition_id=partition_id, leader_epoch=leader_epoch)
-    (row,) = tx.rows(
-        "UPDATE partitions SET log_start_offset = CASE WHEN :to > next_offset THEN next_offset"
-        " WHEN :to > log_start_offset THEN :to ELSE log_start_offset END WHERE partition_id = :partition_id RETURNING log_start_offset",
-        to=to,
-        partition_id=partition_id,
+    moved = advance_log_starts(tx, moves=[(partition_id, leader_epoch, to)])
+    if partition_id not in moved:
+        raise not_leader(partition_id, leader_epoch)
+    return moved[partition_id]
+
+
+def advance_log_starts(tx: Transaction, *, moves: Sequence[tuple[int, int, int]]) -> dict[int, int]:
+    """Move log starts, of (partition id, leader epoch, offset), as `advance_log_start` does; return where they are, by partition id.
+
+    Partitions that are not led in that leader epoch are left alone, and out.
+    """
+    wanted = {partition_id: to for partition_id, _, to in moves}
+    locked = tx.rows(
+        "SELECT p.partition_id, p.log_start_offset, p.next_offset FROM "
+        + tx.recordset("moves", "r", partition_id="bigint", leader_epoch="bigint")
+        + " JOIN partitions p ON p.partition_id = r.partition_id AND p.leader_epoch = r.leader_epoch ORDER BY p.partition_id"
+        + tx.for_update("p"),
+        moves=[(partition_id, leader_epoch) for partition_id, leader_epoch, _ in moves],
     )
-    log_start: int = row.log_start_offset
-    return log_start
+    starts = {row.partition_id: max(row.log_start_offset, min(wanted[row.partition_id], row.next_offset)) for row in locked}
+    moved = [(row.partition_id, starts[row.partition_id]) for row in locked if starts[row.partition_id] > row.log_start_offset]
+    if moved:
+        tx.execute(
+            "UPDATE partitions SET log_start_offset = r.log_start_offset FROM "
+            + tx.recordset("moved", "r", partition_id="bigint", log_start_offset="bigint")
+            + " WHERE partitions.partition_id = r.partition_id",
+            moved=moved,
+        )
+    return starts
 
 
 def expired_extents(tx: Transaction, *, partition_ids: Sequence[int], limit: int) -> ExpiredExtents:

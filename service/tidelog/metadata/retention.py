@@ -4,11 +4,9 @@ The log start moves first, in the way of a leader; extents below it are released
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-from tidelog.errors import Fenced, UnknownPartition
-from tidelog.metadata.extents import advance_log_start, retention_point
+from tidelog.metadata.extents import advance_log_starts, retention_points
 from tidelog.metadata.store import Transaction
 
 
@@ -35,7 +33,7 @@ def apply_retention(tx: Transaction, *, rules: Sequence[Rule]) -> dict[int, int]
     """Move log starts forward as the rules ask, each for itself; return where they are now, by partition id.
 
     Partitions that are not led in the leader epoch of their rule are left alone, and out. Most partitions have nothing to
-    give at any moment: one statement finds those that do.
+    give at any moment: one statement finds those that do, and few more are enough for all of them.
     """
     now = tx.now_ms()
     by_id = {rule.partition_id: rule for rule in rules}
@@ -54,25 +52,19 @@ def apply_retention(tx: Transaction, *, rules: Sequence[Rule]) -> dict[int, int]
         ],
     )
     starts: dict[int, int] = {row.partition_id: row.log_start_offset for row in rows}
-    points: dict[int, int] = {}
-    for row in rows:
-        if row.due:
-            rule = by_id[row.partition_id]
-            with suppress(UnknownPartition):
-                points[rule.partition_id] = retention_point(
-                    tx,
-                    partition_id=rule.partition_id,
-                    committed_before_ms=now - rule.retention_ms if rule.retention_ms >= 0 else None,
-                    keep_bytes=rule.retention_bytes if rule.retention_bytes >= 0 else None,
-                )
-    for partition_id, point in points.items():  # in the order of locks; nothing is locked before all is known
-        if point > starts[partition_id]:
-            try:
-                starts[partition_id] = advance_log_start(
-                    tx, partition_id=partition_id, leader_epoch=by_id[partition_id].leader_epoch, to=point
-                )
-            except Fenced:  # leadership has passed meanwhile: its new leader does it
-                del starts[partition_id]
+    due = [by_id[row.partition_id] for row in rows if row.due]
+    if due:
+        limits = [(rule.partition_id, now - rule.retention_ms if rule.retention_ms >= 0 else 0, rule.retention_bytes) for rule in due]
+        points = retention_points(tx, limits=limits)
+        moves = [
+            (rule.partition_id, rule.leader_epoch, points[rule.partition_id])
+            for rule in due
+            if points.get(rule.partition_id, 0) > starts[rule.partition_id]
+        ]
+        moved = advance_log_starts(tx, moves=moves)
+        for partition_id, _, _ in moves:  # where leadership has passed meanwhile, its new leader does it
+            starts.pop(partition_id)
+        starts |= moved
     return starts
 
 

@@ -152,7 +152,7 @@ class LogServicer(log_pb2_grpc.LogServicer):
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_QUERIES_AT_ONCE, len(request.queries))):
                 group.create_task(answer_some())
-        return log_pb2.ListOffsetsResponse(answers=[answers[index] for index in sorted(answers)])
+        return log_pb2.ListOffsetsResponse(answers=[answers[index] for index in range(len(request.queries))])
 
     async def GetMetadata(self, request: log_pb2.GetMetadataRequest, _context: object) -> log_pb2.GetMetadataResponse:  # noqa: N802
         """Return the brokers, and the topics asked for or all that the caller may see."""
