@@ -1,5 +1,6 @@
 """The database is gone: what checkpoints and segments bring back, and what they say that they cannot know."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from tidelog.clock import SystemClock
 from tidelog.config import Settings
 from tidelog.errors import MetadataUnusable, OutOfOrderSequence, StoreUnusable, TimeTravel, UnknownProducer
 from tidelog.executors import InlineExecutor
+from tidelog.metadata.cleaning import forget_writers, writer_states
 from tidelog.metadata.extents import Extent, ReleasedSource, read_extents, swap
 from tidelog.metadata.groups import GroupOffset, GroupState, commit_group_offsets, write_group
 from tidelog.metadata.membership import cluster_state
@@ -34,6 +36,17 @@ from tests.rebuilt_rows import all_rows, as_rebuilt, comparable
 
 SOMETIMES = QUICK.model_copy(update={"checkpoint_interval_ms": 3600_000, "checkpoint_page_rows": 10})
 """A checkpoint when a broker begins; all others are a test's."""
+CLEANING = QUICK.model_copy(
+    update={
+        "cleaner_interval_ms": 50,
+        "retention_interval_ms": 50,
+        "reader_grace_ms": 1,
+        "checkpoint_interval_ms": 0,
+        "orphan_age_seconds": 0,
+        "orphan_scan_interval_ms": 100,
+    }
+)
+"""What nobody needs goes at once."""
 
 
 @pytest.fixture
@@ -454,6 +467,60 @@ async def test_a_merged_segment_that_was_never_put_in_place_is_not_used(cluster:
     async with rebuilt(cluster) as (store, report):
         assert report.certain
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"a"]
+
+
+async def test_a_late_write_of_a_forgotten_writer_is_no_new_record(cluster: Cluster) -> None:
+    one = await cluster.start("one", CLEANING)
+    await one.create_topic("clicks", partitions=1, config=TopicConfig())
+    await append(one, "clicks", b"was deleted")
+    [key] = await keys_below(cluster, "intake/")
+    data = await cluster.bucket.get_range(key, 0, 1 << 20)
+    await cluster.kill("one")
+    two = await cluster.start("two", CLEANING)
+    await until(lambda: two.life is not None and len(two.life.ledger.led()) == 1)
+    await two.delete_records("clicks", 0, -1)
+    async with asyncio.timeout(20):
+        while len(await cluster.store.run(writer_states)) > 1:
+            await asyncio.sleep(0.02)
+    await cluster.kill("two")
+    three = await begun(cluster, "three")
+    await until(lambda: three.life is not None and len(three.life.ledger.led()) == 1)
+    await append(three, "clicks", b"next")
+    assert await checkpoint(three) == "written"
+    await cluster.bucket.put_new(key, [data])
+    async with rebuilt(cluster) as (store, report):
+        assert not report.unknown_order
+        assert await values(await restarted(cluster, store, "three"), "clicks", 0) == [b"next"]
+
+
+async def test_a_merged_segment_of_a_forgotten_writer_takes_nobodys_place(cluster: Cluster) -> None:
+    """It was left aside by a first rebuild; after that its offsets were given to other records, and the database was lost again."""
+    broker = await begun(cluster, "one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    await append(broker, "clicks", b"a")
+    assert await checkpoint(broker) == "written"
+    for value in (b"b", b"old c", b"old d"):
+        await append(broker, "clicks", value)
+    aside = await merge(cluster, broker, "clicks", sequence=1_000, base=2, end=4)
+    async with rebuilt(cluster) as (store, first):
+        assert [(each.base_offset, each.next_offset) for each in first.unplaced] == [(2, 4)]
+        quiet = CLEANING.model_copy(update={"checkpoint_interval_ms": 3600_000, "orphan_cleaning": False})
+        two = await restarted(cluster, store, "two", settings=quiet)
+        assert two.life is not None
+        two.life.checkpointer.topics_changed = lambda version: None  # type: ignore[method-assign]
+        for value in (b"new c", b"new d"):
+            await append(two, "clicks", value)
+        await two.delete_records("clicks", 0, 2)
+        async with asyncio.timeout(10):
+            while not await store.run(forget_writers, broker_epochs=[aside.broker_epoch]):
+                await two.life.checkpointer.write()  # lets what was released go
+                await asyncio.sleep(0.05)
+        two.life.checkpointer._chain = None
+        assert await checkpoint(two) == "written", "a whole one: only the first says what was final before it"
+        assert str(aside) in await keys_below(cluster, "merged/")
+        async with rebuilt(cluster) as (again, second):
+            assert not second.unplaced
+            assert await values(await restarted(cluster, again, "three"), "clicks", 0) == [b"new c", b"new d"]
 
 
 def _stamped(value: bytes, *, base_offset: int) -> bytes:

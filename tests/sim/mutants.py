@@ -1005,11 +1005,11 @@ def _(patch: Patch) -> None:
 
 @mutant("a rebuild takes brokers that no checkpoint names for ended ones", breaks="rebuild", within=40)
 def _(patch: Patch) -> None:
-    def final(segment: tuple[int, int], marks: Any) -> bool:
-        sequence, ended = marks.get(segment[0], (-1, True))
+    def final(self: Any, segment: tuple[int, int]) -> bool:
+        sequence, ended = self.known.get(segment[0], (-1, True))
         return bool(ended) or segment[1] <= sequence
 
-    patch.setattr(rebuild_source.Checkpoint, "is_final", staticmethod(final))
+    patch.setattr(rebuild_source.Marks, "is_final", final)
 
 
 @mutant("a rebuild remembers producers that have appended since the checkpoint", breaks="I8", within=20)

@@ -63,6 +63,8 @@ class _Chain:
     marks: list[Sequence[Any]] = field(default_factory=list)
     """(broker epoch, resolved sequence, ended) when the first of them began: a merged segment that was final by then and that it does
     not name was never put in anything's place."""
+    given_below: int = 0
+    """All broker epochs below were given before that; one without a mark was forgotten by then."""
     checkpoints: int = 0
     base_rows: int = 0
     later_rows: int = 0
@@ -247,7 +249,7 @@ class _Copy:
             async for rows in self._table(table):
                 await self._add_state(table, rows)
         if not chain.marks:
-            chain.marks = await self._marks()
+            chain.marks, chain.given_below = await self._marks(), cluster.next_broker_epoch
         async for rows in self._table("partitions"):
             await self._add_state("partitions", await self._partitions(rows))
         after = None
@@ -257,6 +259,7 @@ class _Copy:
         return {
             "cluster_id": cluster.cluster_id,
             "commit_count": cluster.commit_count,
+            "given_below": chain.given_below,
             "number": self._number,
             "broker_id": owner._identity.broker_id,
             "broker_epoch": owner._identity.broker_epoch,

@@ -93,11 +93,11 @@ class _Rebuild:
 
     async def _merged_since(self) -> dict[int, set[Candidate]]:
         """Return what merged segments hold that were put in place after the folder's first checkpoint, by partition id."""
-        marks = {epoch: (sequence, bool(ended)) for epoch, sequence, ended in self._checkpoint.marks}
+        marks = self._checkpoint.marks_at_its_begin()
         named = {(extent.broker_epoch, extent.sequence) for extents in self._checkpoint.extents.values() for extent in extents}
         found: dict[int, set[Candidate]] = defaultdict(set)
         for segment, key in self._segments:
-            if not isinstance(key, MergedKey) or segment in named or self._checkpoint.is_final(segment, marks):
+            if not isinstance(key, MergedKey) or segment in named or marks.is_final(segment):
                 continue
             footer = await self._segments.footer(segment)
             if footer is None or footer.merged is None:

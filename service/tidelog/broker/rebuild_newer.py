@@ -84,7 +84,7 @@ class NewerRecords:
         newest: Counter[int] = Counter()
         """By writer: clocks may be set back, but a writer's segments follow on each other."""
         for segment, key in self._segments:
-            if not isinstance(key, IntakeKey) or self._checkpoint.is_final(segment, marks):
+            if not isinstance(key, IntakeKey) or marks.is_final(segment):
                 continue
             footer = await self._segments.footer(segment)
             if footer is None:

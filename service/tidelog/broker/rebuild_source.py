@@ -1,7 +1,7 @@
 """What a lost metadata store leaves behind in the bucket: the newest checkpoint, and the segments."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,25 @@ from tidelog.segments.keys import IntakeKey, MergedKey, parse_key
 
 Segment = tuple[int, int]
 """(broker epoch, sequence)."""
-Marks = dict[int, tuple[int, bool]]
-"""By broker epoch: up to which sequence everything was resolved, and whether the epoch had ended."""
 _FOOTER_GUESS = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What nobody could have committed any more at some moment (I7b)."""
+
+    known: Mapping[int, tuple[int, bool]]
+    """By broker epoch: up to which sequence everything was resolved, and whether the epoch had ended."""
+    given_below: int
+    """All epochs below were given by then. A row comes in the same transaction as its epoch, so one that is missing was forgotten."""
+
+    def is_final(self, segment: Segment) -> bool:
+        """Say whether a segment was final: its writer ended or forgotten, or its sequence resolved."""
+        epoch, sequence = segment
+        if epoch not in self.known:
+            return epoch < self.given_below
+        resolved, ended = self.known[epoch]
+        return ended or sequence <= resolved
 
 
 @dataclass
@@ -45,17 +61,17 @@ class Checkpoint:
     marks: list[tuple[Any, ...]]
     """As they were when the first checkpoint of the folder was taken."""
 
+    def marks_at_its_begin(self) -> Marks:
+        """Return the marks as they were before the folder's first checkpoint read any extents."""
+        known = {epoch: (sequence, bool(ended)) for epoch, sequence, ended in self.marks}
+        return Marks(known, self.about.get("given_below") or 0)
+
     def marks_at_its_end(self) -> Marks:
         """Return the marks as they were before its extents were read."""
         ended = {row[0]: bool(row[3]) for row in self.tables["writers"]}
         # One that registered between the two reads has a mark and no row: it is alive.
-        return {epoch: (sequence, ended.get(epoch, False)) for epoch, sequence in self.tables["resolved_marks"]}
-
-    @staticmethod
-    def is_final(segment: Segment, marks: Marks) -> bool:
-        """Say whether nobody could commit a segment any more when these marks were read (I7b)."""
-        sequence, ended = marks.get(segment[0], (-1, False))
-        return ended or segment[1] <= sequence
+        known = {epoch: (sequence, ended.get(epoch, False)) for epoch, sequence in self.tables["resolved_marks"]}
+        return Marks(known, dict(zip(TABLES["cluster"].columns, self.tables["cluster"][0], strict=True))["next_broker_epoch"])
 
 
 async def newest_checkpoint(bucket: ObjectStore, marker: Marker | None, report: Report) -> Checkpoint:
