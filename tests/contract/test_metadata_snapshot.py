@@ -6,7 +6,16 @@ from tidelog.clock import SystemClock
 from tidelog.executors import InlineExecutor
 from tidelog.metadata.extents import read_extents
 from tidelog.metadata.membership import cluster_state, initialise
-from tidelog.metadata.snapshot import TABLES, finish_rebuild, is_unused, read_progress, read_released, read_table, write_table
+from tidelog.metadata.snapshot import (
+    TABLES,
+    LivingMarks,
+    finish_rebuild,
+    is_unused,
+    read_progress,
+    read_released,
+    read_table,
+    write_table,
+)
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import TopicConfig, create_topic, partitions
@@ -80,10 +89,24 @@ async def test_what_partitions_have_gained_comes_with_the_producers_that_appende
 async def test_released_extents_are_told_while_their_segments_can_still_be_committed(metadata_store: MetadataStore) -> None:
     """In the scene (1, 1) is resolved up to 2, and so is (2, 2): both are final, and their released extents decide nothing any more."""
     await play(metadata_store)
-    assert await metadata_store.run(read_released, after=None, limit=100) == ()
+    assert await metadata_store.run(read_released, marks=None, after=None, limit=100) == ()
     await metadata_store.run(lambda tx: tx.execute("UPDATE resolved_marks SET sequence = 0"))
-    first = await metadata_store.run(read_released, after=None, limit=1)
-    rest = await metadata_store.run(read_released, after=first[0][:4], limit=100)
+    first = await metadata_store.run(read_released, marks=None, after=None, limit=1)
+    rest = await metadata_store.run(read_released, marks=None, after=first[0][:4], limit=100)
     assert [row[:3] for row in (*first, *rest)] == [(1, 1, 2), (2, 2, 5), (2, 2, 6)]
     await metadata_store.run(lambda tx: tx.execute("UPDATE writers SET ended = TRUE WHERE broker_epoch = 1"))
-    assert [row[:2] for row in await metadata_store.run(read_released, after=None, limit=100)] == [(2, 2), (2, 2)]
+    assert [row[:2] for row in await metadata_store.run(read_released, marks=None, after=None, limit=100)] == [(2, 2), (2, 2)]
+
+
+async def test_released_extents_are_told_by_marks_that_were_read_before(metadata_store: MetadataStore) -> None:
+    """What has become final since is told all the same; writers that registered since count as living, those forgotten by then do not."""
+    await play(metadata_store)
+
+    async def told(given_below: int, *resolved: tuple[int, int], after: tuple[int, ...] | None = None) -> list[tuple[int, ...]]:
+        rows = await metadata_store.run(read_released, marks=LivingMarks(resolved, given_below), after=after, limit=2)
+        return [row[:3] for row in rows] + (await told(given_below, *resolved, after=rows[-1][:4]) if rows else [])
+
+    assert await told(4, (1, 0), (2, 0), (3, 0)) == [(1, 1, 2), (2, 2, 5), (2, 2, 6)]
+    assert await told(4, (1, 1), (2, 1)) == [(2, 2, 5), (2, 2, 6)]
+    assert await told(4, (2, 2)) == []
+    assert await told(2) == [(2, 2, 5), (2, 2, 6)]

@@ -16,7 +16,7 @@ from tidelog.clock import SystemClock
 from tidelog.config import Settings
 from tidelog.errors import MetadataUnusable, OutOfOrderSequence, StoreUnusable, TimeTravel, UnknownProducer
 from tidelog.executors import InlineExecutor
-from tidelog.metadata.cleaning import forget_writers, writer_states
+from tidelog.metadata.cleaning import condemn, forget_writers, released_segments, writer_states
 from tidelog.metadata.extents import Extent, ReleasedSource, read_extents, swap
 from tidelog.metadata.groups import GroupOffset, GroupState, commit_group_offsets, write_group
 from tidelog.metadata.membership import cluster_state
@@ -440,6 +440,54 @@ async def test_what_was_released_before_the_checkpoint_is_not_taken_for_somethin
         await append(broker, "clicks", b"%d" % n)
     await merge(cluster, broker, "clicks", sequence=1_000, base=0, end=4, delete=False)
     await cluster.store.run(_forget_marks)
+    assert await checkpoint(broker) == "written"
+    async with rebuilt(cluster) as (store, report):
+        assert report.certain
+        assert await values(await restarted(cluster, store), "clicks", 0) == [b"0", b"1", b"2", b"3"]
+
+
+async def test_a_mark_that_moves_while_a_checkpoint_is_taken_makes_nothing_new(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was released is told by the marks that the checkpoint has, not by those of when it ends."""
+    broker = await begun(cluster, "one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    for n in range(4):
+        await append(broker, "clicks", b"%d" % n)
+    await cluster.store.run(_forget_marks)  # as while a long merge holds them
+    read = checkpointer._Copy._partitions
+
+    async def partitions(self: checkpointer._Copy, rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        await merge(cluster, broker, "clicks", sequence=1_000, base=0, end=4, delete=False)
+        found = await read(self, rows)
+        await cluster.store.run(lambda tx: tx.execute("UPDATE resolved_marks SET sequence = 1000"))
+        return found
+
+    monkeypatch.setattr(checkpointer._Copy, "_partitions", partitions)
+    assert await checkpoint(broker) == "written"
+    async with rebuilt(cluster) as (store, report):
+        assert report.certain
+        assert await values(await restarted(cluster, store), "clicks", 0) == [b"0", b"1", b"2", b"3"]
+
+
+async def test_what_is_condemned_while_a_checkpoint_is_taken_makes_nothing_new(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was released long before, and final only after the checkpoint had read the marks; its object may outlive its row."""
+    broker = await begun(cluster, "one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    for n in range(4):
+        await append(broker, "clicks", b"%d" % n)
+    await merge(cluster, broker, "clicks", sequence=1_000, base=0, end=4, delete=False)
+    await cluster.store.run(_forget_marks)
+    notes = await cluster.store.run(released_segments, grace_ms=0, limit=100)
+    read = checkpointer._Copy._partitions
+
+    async def partitions(self: checkpointer._Copy, rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        found = await read(self, rows)
+        await cluster.store.run(lambda tx: tx.execute("UPDATE resolved_marks SET sequence = 1000"))
+        assert len((await cluster.store.run(condemn, notes=notes)).condemned) == 4
+        return found
+
+    monkeypatch.setattr(checkpointer._Copy, "_partitions", partitions)
+    assert broker.life is not None
+    broker.life.checkpointer._chain = None
     assert await checkpoint(broker) == "written"
     async with rebuilt(cluster) as (store, report):
         assert report.certain

@@ -23,7 +23,7 @@ from tidelog.errors import TidelogError, TimeTravel
 from tidelog.executors import Executor
 from tidelog.metadata.cleaning import note_checkpoint
 from tidelog.metadata.membership import ClusterState, cluster_state
-from tidelog.metadata.snapshot import STATE, TABLES, read_progress, read_released, read_table
+from tidelog.metadata.snapshot import STATE, TABLES, LivingMarks, read_progress, read_released, read_table
 from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metrics import Metrics
 from tidelog.objects.store import ObjectStore
@@ -245,17 +245,21 @@ class _Copy:
         owner, chain = self._owner, self._chain
         taken_at_ms = owner._clock.wall_ms()
         cluster = await owner._newest_state()
+        await self._released(None)  # before the marks: a cleaner may condemn some, once they are final
+        living: dict[int, int] = {}
+        ended: set[int] = set()
         for table in STATE:
             async for rows in self._table(table):
                 await self._add_state(table, rows)
+                if table == "writers":
+                    ended |= {row[0] for row in rows if row[3]}
+                elif table == "resolved_marks":
+                    living |= {epoch: sequence for epoch, sequence in rows if epoch not in ended}
         if not chain.marks:
             chain.marks, chain.given_below = await self._marks(), cluster.next_broker_epoch
         async for rows in self._table("partitions"):
             await self._add_state("partitions", await self._partitions(rows))
-        after = None
-        while rows := await owner._page(read_released, after=after, limit=owner._settings.checkpoint_page_rows):
-            await self._add_state("released_extents", rows)
-            after = rows[-1][:4]
+        await self._released(LivingMarks(sorted(living.items()), cluster.next_broker_epoch))
         return {
             "cluster_id": cluster.cluster_id,
             "commit_count": cluster.commit_count,
@@ -299,6 +303,13 @@ class _Copy:
             if len(rows) < limit:
                 return
             after = [rows[-1][place] for place in key]
+
+    async def _released(self, marks: LivingMarks | None) -> None:
+        after = None
+        limit = self._owner._settings.checkpoint_page_rows
+        while rows := await self._owner._page(read_released, marks=marks, after=after, limit=limit):
+            await self._add_state("released_extents", rows)
+            after = rows[-1][:4]
 
     async def _marks(self) -> list[Sequence[Any]]:
         """Return what is final now; before any extent is read."""

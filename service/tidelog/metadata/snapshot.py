@@ -3,7 +3,8 @@
 No transaction is long: each verb reads or writes one page. What pages together say is consistent per partition: bounds and extents of
 one come from one statement, producers from a later one, so windows may be ahead of the extents and never behind; `ProducerWindow`s
 tell offsets, by which what is ahead is cut off. Writers are read before extents: whatever was committed before its writer ended or its
-sequence was resolved is found then (I7).
+sequence was resolved is found then (I7). Released extents are read before writers, and again at the end, by the marks that were read:
+what a cleaner condemns meanwhile was released before, and what is released meanwhile is still there.
 """
 
 from collections.abc import Sequence
@@ -81,15 +82,30 @@ def read_table(tx: Transaction, *, table: str, after: Sequence[object] | None, l
     return _page(tx, f"SELECT {', '.join(about.columns)} FROM {table} t WHERE TRUE", about, after, limit)
 
 
-def read_released(tx: Transaction, *, after: Sequence[object] | None, limit: int) -> tuple[tuple[Any, ...], ...]:
-    """Return released extents of segments that could still be committed: a reader of the bucket would take those for new ones."""
+@dataclass(frozen=True, slots=True)
+class LivingMarks:
+    """What could still be committed at some moment: the writers that lived then, as they were read."""
+
+    resolved: Sequence[tuple[int, int]]
+    """(broker epoch, resolved sequence)."""
+    given_below: int
+    """Epochs that were not given by then are not among them, and could be committed since."""
+
+
+def read_released(tx: Transaction, *, marks: LivingMarks | None, after: Sequence[object] | None, limit: int) -> tuple[tuple[Any, ...], ...]:
+    """Return released extents of segments that could be committed by these marks (None: those of now).
+
+    A reader of the bucket who goes by the same marks would take them for new ones.
+    """
     about = TABLES["released_extents"]
-    columns = ", ".join(f"t.{column}" for column in about.columns)
-    select = (
-        f"SELECT {columns} FROM released_extents t JOIN writers w ON w.broker_epoch = t.broker_epoch"
-        " JOIN resolved_marks m ON m.broker_epoch = t.broker_epoch WHERE NOT w.ended AND t.sequence > m.sequence"
-    )
-    return _page(tx, select, about, after, limit)
+    select = f"SELECT {', '.join(f't.{column}' for column in about.columns)} FROM released_extents t"
+    if marks is None:
+        living = "JOIN writers w ON w.broker_epoch = t.broker_epoch JOIN resolved_marks m ON m.broker_epoch = t.broker_epoch"
+        return _page(tx, f"{select} {living} WHERE NOT w.ended AND t.sequence > m.sequence", about, after, limit)
+    living = tx.recordset("living", "m", broker_epoch="bigint", sequence="bigint")
+    where = "t.sequence > m.sequence OR (m.broker_epoch IS NULL AND t.broker_epoch >= :given_below)"
+    asked: dict[str, object] = {"living": list(marks.resolved), "given_below": marks.given_below}
+    return _page(tx, f"{select} LEFT JOIN {living} ON m.broker_epoch = t.broker_epoch WHERE ({where})", about, after, limit, **asked)
 
 
 def read_progress(
@@ -134,11 +150,13 @@ def finish_rebuild(tx: Transaction, *, cluster: Sequence[object], version: int) 
         )
 
 
-def _page(tx: Transaction, select: str, about: TableRows, after: Sequence[object] | None, limit: int) -> tuple[tuple[Any, ...], ...]:
+def _page(
+    tx: Transaction, select: str, about: TableRows, after: Sequence[object] | None, limit: int, **asked: object
+) -> tuple[tuple[Any, ...], ...]:
     keys = [f"t.{column}" for column in about.key]
     bounds = {} if after is None else {f"after_{number}": value for number, value in enumerate(after)}
     beyond = "" if after is None else f" AND ({', '.join(keys)}) > ({', '.join(f':{name}' for name in bounds)})"
-    rows = tx.rows(f"{select}{beyond} ORDER BY {', '.join(keys)} LIMIT :most", most=limit, **bounds)
+    rows = tx.rows(f"{select}{beyond} ORDER BY {', '.join(keys)} LIMIT :most", most=limit, **bounds, **asked)
     places = [place for place, column in enumerate(about.columns) if column in about.flags]
     if not places:
         return tuple(tuple(row) for row in rows)
