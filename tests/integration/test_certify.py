@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ import pytest
 from aiohttp import web
 from tidelog.clock import SystemClock
 from tidelog.errors import StoreError
+from tidelog.objects.certification import certify
+from tidelog.objects.memory import MemoryStore
 from tidelog.objects.requirements import CHECKS, Bench, Effort, NotKept
 from tidelog.objects.s3 import S3Settings, trials
+from tidelog.objects.store import Bytes, ObjectStore
 
 from tests.command_line import done, invoke, refused, started
 from tests.integration.test_s3 import BODY, Rule, misbehaving, without_condition
@@ -203,3 +206,38 @@ def _config(tmp_path: Path) -> Path:
     file = tmp_path / "settings.yaml"
     file.write_text("s3_max_attempts: 1\ns3_deadline_ms: 500\n")
     return file
+
+
+class ForgetsConditionsOfLargeBodies(MemoryStore):
+    async def put_new(self, key: str, parts: Sequence[Bytes]) -> None:
+        if sum(map(len, parts)) > 1 << 20:
+            self._objects.pop(key, None)
+        await super().put_new(key, parts)
+
+
+class ChecksUploadsInPartsAtTheirBeginning(MemoryStore):
+    async def put_stream(self, key: str, parts: AsyncIterable[Bytes]) -> None:
+        free = key not in self._objects
+        content = [bytes(part) async for part in parts]
+        if free:
+            self._objects.pop(key, None)
+        await self.put_new(key, content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "failed"),
+    [
+        (ForgetsConditionsOfLargeBodies, {"refused overwrite", "streams"}),
+        (ChecksUploadsInPartsAtTheirBeginning, {"streams"}),
+    ],
+)
+async def test_what_only_shows_with_large_bodies_is_found(kind: type[MemoryStore], failed: set[str]) -> None:
+    clock = SystemClock()
+    store = kind(clock=clock)
+
+    async def connected() -> ObjectStore:
+        return store
+
+    found = await certify(connected, effort=Effort(writers=4, rounds=3, samples=0), clock=clock, chance=random.Random(1))
+    assert not found.passed
+    assert {each.requirement.name for each in found.findings if each.outcome == "failed"} == failed

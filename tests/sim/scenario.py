@@ -25,7 +25,7 @@ FAULT_SECONDS = 30.0
 HEALED_WITHIN_S = 30.0
 DRAINED_WITHIN_S = 240.0
 """Within which at least one thing more must have gone."""
-ROT_FOUND_WITHIN_S = 120.0
+ROT_FOUND_WITHIN_S = 300.0
 
 
 @dataclass(frozen=True)
