@@ -1,6 +1,7 @@
 """The objects of an API server for tests: every write as a real one was seen to do it, each with a version, all of them in one history.
 
-Everything here is synchronous, so each call is a transaction. `http` serves it, `workloads` and `kubelet` are its controllers.
+Everything here is synchronous, so each call is a transaction. An object that was given out is never changed, but replaced; who is given
+one changes nothing of it. `http` serves it, `workloads` and `kubelet` are its controllers.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import random
 import string
 import uuid
 from base64 import b64decode, b64encode
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -116,16 +118,16 @@ class Store:
     # ---- reading
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
-        return copy.deepcopy(self._stored(resource, namespace, name).body)
+        return self._stored(resource, namespace, name).body
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
         found = self._objects.get((BY_KIND[kind], namespace, name))
-        return copy.deepcopy(found.body) if found else None
+        return found.body if found else None
 
     def all(self, kind: str, namespace: str = "", where: Callable[[Object], bool] = lambda _: True) -> list[Object]:
         resource = BY_KIND[kind]
         return [
-            copy.deepcopy(stored.body)
+            stored.body
             for (of, within, _), stored in sorted(self._objects.items(), key=lambda item: item[0][1:])
             if of is resource and namespace in ("", within) and where(stored.body)
         ]
@@ -151,7 +153,8 @@ class Store:
         """Yield what changed after a version. Raises Failure 410."""
         if version < self.compacted:
             raise Failure(410, "Expired", f"too old resource version: {version} ({self.version})")
-        yield from (event for event in self.history if event.version > version and event.resource is resource)
+        first = bisect_right(self.history, version, key=lambda event: event.version)
+        yield from (event for event in self.history[first:] if event.resource is resource)
 
     def compact(self) -> None:
         """Forget all changes up to now, as etcd does every five minutes."""
@@ -333,7 +336,7 @@ class Store:
             after["metadata"]["generation"] = before["metadata"]["generation"] + 1
         if after == before:
             stored.managers = managers
-            return copy.deepcopy(before)
+            return before
         if "deletionTimestamp" in after["metadata"] and not after["metadata"].get("finalizers") and resource.kind != "Pod":
             return self._remove(resource, stored)
         return self._write(resource, stored, Stored(after, managers))
@@ -352,10 +355,10 @@ class Store:
             after.body["metadata"]["resourceVersion"] = str(self.version)
             after.body["metadata"]["managedFields"] = after.managers.shown()
             self._objects[key] = after
-            self.history.append(Event(self.version, resource, copy.deepcopy(old), copy.deepcopy(after.body)))
+            self.history.append(Event(self.version, resource, old, after.body))
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
-        return copy.deepcopy(body)
+        return body
 
     def _check_place(self, resource: Resource, namespace: str, metadata: Mapping[str, Any]) -> None:
         if not resource.namespaced:

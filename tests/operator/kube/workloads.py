@@ -17,6 +17,7 @@ COST = "controller.kubernetes.io/pod-deletion-cost"
 ZONE = "topology.kubernetes.io/zone"
 _HASH = "pod-template-hash"
 _BY = "kube-controller-manager"
+_REST_S = 0.02
 
 
 class Workloads:
@@ -43,6 +44,7 @@ class Workloads:
                     await changed.wait()
             except TimeoutError:
                 continue
+            await asyncio.sleep(_REST_S)
 
     # ---- Deployments
 
