@@ -56,7 +56,7 @@ async def one_round(today: Day, number: int) -> None:
         await it.until(lambda: it.settled(2), within_s=90, what="2 brokers")
     async with today.phase("rolling update"):
         before = {pod["metadata"]["name"] for pod in it.pods()}
-        it.change_cluster(config={"max_latency_ms": str(21 + number)})
+        it.change_cluster(config={"max_latency_ms": str(101 + number)})
         await it.until(
             lambda: it.settled(2) and not before & {pod["metadata"]["name"] for pod in it.pods()}, within_s=90, what="the update"
         )
