@@ -8,11 +8,9 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -41,85 +39,46 @@ from tests.helm.rendering import (
     of_kind,
     the,
 )
+from tests.operator.kube.cluster import Kubernetes, kubernetes
+from tests.operator.kube.store import BY_KIND
 from tests.postgres_server import PostgresServer
-
-SECRETS = re.compile(rf"/api/v1/namespaces/{NAMESPACE}/secrets/([-\w]+)")
-
 
 # ---- upgrades: what is there is found, and kept
 
 
 @pytest.fixture
-def api_server() -> Iterator[tuple[str, dict[str, Manifest]]]:
-    """As much of an API server as `lookup` asks for; its kubeconfig, and the Secrets that it has."""
-    secrets: dict[str, Manifest] = {}
-    discovery = {
-        "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": []},
-        "/api/v1": {
-            "kind": "APIResourceList",
-            "groupVersion": "v1",
-            "resources": [{"name": "secrets", "singularName": "secret", "namespaced": True, "kind": "Secret", "verbs": ["get"]}],
-        },
-        "/version": {"major": "1", "minor": "35", "gitVersion": "v1.35.0"},
-    }
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            found = SECRETS.fullmatch(path)
-            body = secrets.get(found[1]) if found else discovery.get(path)
-            missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
-            text = json.dumps(body or missing).encode()
-            self.send_response(200 if body else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *told: object) -> None:
-            """Say nothing: pytest shows what is printed."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-        yield yaml.safe_dump(config), secrets
-        server.shutdown()
+async def kube(tmp_path: Path) -> AsyncIterator[Kubernetes]:
+    async with kubernetes(tmp_path) as found:
+        found.store.create(BY_KIND["Namespace"], "", {"metadata": {"name": NAMESPACE}}, manager="kubectl")
+        yield found
 
 
-def upgraded(kubeconfig: str, values: dict[str, Any] | None = None) -> dict[str, Manifest]:
-    with Config(kubeconfig_content=kubeconfig, namespace=NAMESPACE) as config:
-        rendered = config.render(chart(), values, name=RELEASE, namespace=NAMESPACE, is_upgrade=True)
-    manifests = [each for name, text in rendered.items() if name.endswith(".yaml") for each in yaml.safe_load_all(text) if each]
-    return of_kind(manifests, "Secret")
+async def upgraded(kube: Kubernetes, values: dict[str, Any] | None = None) -> dict[str, Manifest]:
+    """The Secrets that an upgrade would apply."""
+
+    def rendered() -> dict[str, str]:
+        with Config(kubeconfig_path=kube.kubeconfig(), namespace=NAMESPACE) as config:
+            return config.render(chart(), values, name=RELEASE, namespace=NAMESPACE, is_upgrade=True)
+
+    texts = await asyncio.to_thread(rendered)
+    return of_kind([each for name, text in texts.items() if name.endswith(".yaml") for each in yaml.safe_load_all(text) if each], "Secret")
 
 
-def test_an_upgrade_keeps_every_secret_that_is_there(api_server: tuple[str, dict[str, Manifest]]) -> None:
-    kubeconfig, there = api_server
-    first = upgraded(kubeconfig)
+async def test_an_upgrade_keeps_every_secret_that_is_there(kube: Kubernetes) -> None:
+    first = await upgraded(kube)
     assert len(first) == 4
-    there.update(first)
-    again = upgraded(kubeconfig, {"tls": {"validityDays": 7}})
+    for secret in first.values():
+        kube.store.create(BY_KIND["Secret"], NAMESPACE, secret, manager="helm")
+    again = await upgraded(kube, {"tls": {"validityDays": 7}})
     assert {name: each["data"] for name, each in again.items()} == {name: each["data"] for name, each in first.items()}
     assert {name: each["type"] for name, each in again.items()} == {name: each["type"] for name, each in first.items()}
 
 
-def test_an_upgrade_keeps_the_tokens_that_someone_added_and_makes_anew_what_someone_deleted(
-    api_server: tuple[str, dict[str, Manifest]],
-) -> None:
-    kubeconfig, there = api_server
-    first = upgraded(kubeconfig)
-    there.update(first)
-    there["tidelog-tokens"]["data"]["tokens.yaml"] = "dG9rZW5zOiBbXQ=="
-    del there["tidelog-tls"]
-    again = upgraded(kubeconfig)
+async def test_an_upgrade_keeps_the_tokens_that_someone_added_and_makes_anew_what_someone_deleted(kube: Kubernetes) -> None:
+    first = await upgraded(kube)
+    tokens = first["tidelog-tokens"] | {"data": first["tidelog-tokens"]["data"] | {"tokens.yaml": "dG9rZW5zOiBbXQ=="}}
+    kube.store.create(BY_KIND["Secret"], NAMESPACE, tokens, manager="helm")
+    again = await upgraded(kube)
     assert content(again["tidelog-tokens"])["tokens.yaml"] == b"tokens: []"
     assert content(again["tidelog-tls"])["tls.crt"] != content(first["tidelog-tls"])["tls.crt"]
 
@@ -247,7 +206,7 @@ async def pods(tmp_path_factory: pytest.TempPathFactory, postgres_server: Postgr
 async def ready(process: asyncio.subprocess.Process) -> None:
     assert process.stderr is not None
     printed = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         async for line in process.stderr:
             printed.append(line.decode())
             if b'"broker_ready"' in line:

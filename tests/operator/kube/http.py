@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from tests.operator.kube.store import BY_PATH, Event, Failure, Object, Resource, Store, owned_by
+from tests.operator.kube.store import BY_PATH, RESOURCES, Event, Failure, Object, Resource, Store, owned_by
 
 _BOOKMARK_EVERY_S = 0.5
 _PATH = re.compile(
@@ -78,6 +78,8 @@ class ApiServer:
         self.asked.append((request.method, request.path))
         while self.silent:
             await asyncio.sleep(0.05)
+        if (told := discovery(request.path)) is not None:
+            return web.json_response(told)
         try:
             asked = self._what(request.path)
             self._check_right(request, asked)
@@ -239,6 +241,56 @@ class ApiServer:
             for wait in waits:
                 wait.cancel()
         return response
+
+
+def discovery(path: str) -> Object | None:
+    """Return what there is to be asked for, where a client asks that."""
+    groups = sorted({(each.group, each.version) for each in RESOURCES if each.group})
+    if path == "/version":
+        return {"major": "1", "minor": "35", "gitVersion": "v1.35.0"}
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        versions = [{"groupVersion": f"{group}/{version}", "version": version} for group, version in groups]
+        listed = [{"name": group, "versions": [told], "preferredVersion": told} for (group, _), told in zip(groups, versions, strict=True)]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
+    for group, version in [("", "v1"), *groups]:
+        if path == (f"/apis/{group}/{version}" if group else "/api/v1"):
+            of = [each for each in RESOURCES if (each.group, each.version) == (group, version)]
+            verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
+            return {
+                "kind": "APIResourceList",
+                "apiVersion": "v1",
+                "groupVersion": f"{group}/{version}" if group else version,
+                "resources": [
+                    {
+                        "name": each.plural,
+                        "singularName": each.kind.lower(),
+                        "namespaced": each.namespaced,
+                        "kind": each.kind,
+                        "verbs": verbs,
+                    }
+                    for each in of
+                ],
+            }
+    return _openapi(path)
+
+
+def _openapi(path: str) -> Object | None:
+    """Return as much of the API's description as says that fields are validated here, and need not be by the client."""
+    prefixes = {(f"apis/{each.group}/{each.version}" if each.group else "api/v1") for each in RESOURCES}
+    if path == "/openapi/v3":
+        return {"paths": {prefix: {"serverRelativeURL": f"/openapi/v3/{prefix}"} for prefix in sorted(prefixes)}}
+    prefix = path.removeprefix("/openapi/v3/")
+    if prefix == path or prefix not in prefixes:
+        return None
+    paths = {}
+    for each in RESOURCES:
+        if prefix == (f"apis/{each.group}/{each.version}" if each.group else "api/v1"):
+            kind = {"group": each.group, "version": each.version, "kind": each.kind}
+            patch = {"parameters": [{"name": "fieldValidation", "in": "query"}], "x-kubernetes-group-version-kind": kind, "responses": {}}
+            paths[f"/{prefix}/{each.plural}/{{name}}"] = {"patch": patch}
+    return {"openapi": "3.0.0", "info": {"title": "tests", "version": "1"}, "paths": paths}
 
 
 def _shown(event: Event, namespace: str, where: Callable[[Object], bool]) -> tuple[str, Object] | None:

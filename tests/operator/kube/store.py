@@ -75,6 +75,12 @@ RESOURCES = (
     Resource("apps", "v1", "replicasets", "ReplicaSet", status=True, scale=True),
     Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", status=True, unconditional=False),
     Resource("coordination.k8s.io", "v1", "leases", "Lease", unconditional=False),
+    # What Helm installs, and nothing here acts on.
+    Resource("", "v1", "serviceaccounts", "ServiceAccount"),
+    Resource("apps", "v1", "statefulsets", "StatefulSet", status=True, scale=True),
+    Resource("rbac.authorization.k8s.io", "v1", "roles", "Role"),
+    Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding"),
+    Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False),
     Resource("tidelog.io", "v1alpha1", "tidelogclusters", "TidelogCluster", status=True, scale=True, custom=True, unconditional=False),
     Resource("tidelog.io", "v1alpha1", "tidelogtopics", "TidelogTopic", status=True, custom=True, unconditional=False),
 )
@@ -403,6 +409,8 @@ class Store:
                 container.setdefault("terminationMessagePath", "/dev/termination-log")
                 for port in container.get("ports", ()):
                     port.setdefault("protocol", "TCP")
+        if resource.kind == "CustomResourceDefinition":
+            body["status"] = {"conditions": [{"type": "NamesAccepted", "status": "True"}, {"type": "Established", "status": "True"}]}
         if resource.kind == "Service":
             for port in spec.get("ports", ()):
                 port.setdefault("protocol", "TCP")
