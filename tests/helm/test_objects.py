@@ -105,6 +105,19 @@ def test_selectors_find_the_pods_that_they_are_meant_for(name: str) -> None:
     assert len(pods) == len({frozenset(labels.items()) for labels in pods.values()})
 
 
+def test_clients_from_outside_get_a_balancer_before_all_brokers_that_are_ready() -> None:
+    manifests = objects(example("external-service"))
+    service = of_kind(manifests, "Service")["tidelog-external"]
+    own = of_kind(brokers(manifests), "Service")["tidelog"]
+    assert service["spec"]["selector"] == own["spec"]["selector"]
+    assert service["spec"]["ports"][0]["targetPort"] == own["spec"]["ports"][0]["targetPort"]
+    assert (service["spec"]["type"], service["spec"]["loadBalancerSourceRanges"]) == ("LoadBalancer", ["203.0.113.0/24"])
+    assert "publishNotReadyAddresses" not in service["spec"]
+    certificate = x509.load_pem_x509_certificate(content(of_kind(manifests, "Secret")["tidelog-tls"])["tls.crt"])
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+    assert "logs.example.com" in names
+
+
 @each_example
 def test_ports_that_are_named_are_there(name: str) -> None:
     manifests = all_objects(name)

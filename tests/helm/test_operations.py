@@ -91,7 +91,7 @@ def options(words: list[str], *, flags: set[str], valued: set[str]) -> tuple[lis
 @pytest.mark.parametrize("words", list(commands("helm")), ids=lambda words: " ".join(words)[:60])
 def test_helm_takes_the_values_that_it_is_given(words: list[str]) -> None:
     _, subcommand, *rest = words
-    flags, valued = {"--create-namespace", "--reuse-values", "--logs"}, {"-n", "--set", "--filter"}
+    flags, valued = {"--create-namespace", "--reset-then-reuse-values", "--logs"}, {"-n", "--set", "--filter"}
     positional, given = options(rest, flags=flags, valued=valued)
     assert given["-n"] == [NAMESPACE]
     assert positional[0] == RELEASE

@@ -114,7 +114,7 @@ def test_values_of_a_wrong_kind_are_refused_by_name(values: dict[str, Any], told
         ({"hpa": {"enabled": True}, "cluster": {"spec": {"autoscaling": {"enabled": True}}}}, "two may not decide how many brokers"),
         ({"hpa": {"minReplicas": 11}}, "hpa.minReplicas is 11, which is more than hpa.maxReplicas, 10"),
         ({"cluster": {"spec": {"autoscaling": {"minReplicas": 12}}}}, "minReplicas is 12, which is more than maxReplicas, 10"),
-        ({"cluster": {"create": False}}, "there is nothing that hpa, trial.s3 and trial.postgres could be for"),
+        ({"cluster": {"create": False}}, "there is nothing that hpa, externalService, trial.s3 and trial.postgres could be for"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_with_a_sentence_that_says_what_to_do(values: dict[str, Any], sentence: str) -> None:

@@ -154,7 +154,7 @@ capabilities:
 {{- if gt (int (default 2 $scaling.minReplicas)) (int (default 10 $scaling.maxReplicas)) }}
 {{- fail (printf "\ncluster.spec.autoscaling.minReplicas is %d, which is more than maxReplicas, %d.\nLower the first or raise the second." (int (default 2 $scaling.minReplicas)) (int (default 10 $scaling.maxReplicas))) }}
 {{- end }}
-{{- else if or .Values.hpa.enabled .Values.trial.s3.enabled .Values.trial.postgres.enabled }}
-{{- fail "\ncluster.create is false, so there is nothing that hpa, trial.s3 and trial.postgres could be for.\nSet hpa.enabled, trial.s3.enabled and trial.postgres.enabled to false, or cluster.create=true." }}
+{{- else if or .Values.hpa.enabled .Values.externalService.enabled .Values.trial.s3.enabled .Values.trial.postgres.enabled }}
+{{- fail "\ncluster.create is false, so there is nothing that hpa, externalService, trial.s3 and trial.postgres could be for.\nSet hpa.enabled, externalService.enabled, trial.s3.enabled and trial.postgres.enabled to false, or cluster.create=true." }}
 {{- end }}
 {{- end }}
