@@ -27,6 +27,8 @@ class Panel:
     """Colours, each from a value on."""
     said: dict[str, str] = field(default_factory=dict)
     """Words in the place of values."""
+    counts: Sequence[str] = ()
+    """Legends that are plain numbers beside values that have a unit and colours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +157,11 @@ OVERVIEW = Dashboard(
                         (gauge("tidelog_consume_lag_seconds", how="max"), "seconds"),
                         (gauge("tidelog_consume_lag_records", how="max"), "records"),
                     ],
-                    "short",
+                    "s",
                     "stat",
                     6,
                     steps=(("green", None), ("orange", 60), ("red", 600)),
+                    counts=("records",),
                 ),
                 Panel(
                     "Cost?",
@@ -837,6 +840,14 @@ def _panel(panel: Panel, number: int) -> dict[str, Any]:
         "description": panel.text,
         "datasource": SOURCE,
         "targets": targets,
-        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "fieldConfig": {"defaults": defaults, "overrides": [_plain(name) for name in panel.counts]},
         "options": options,
+    }
+
+
+def _plain(name: str) -> dict[str, Any]:
+    colour = {"mode": "fixed", "fixedColor": "text"}
+    return {
+        "matcher": {"id": "byName", "options": name},
+        "properties": [{"id": "unit", "value": "short"}, {"id": "color", "value": colour}],
     }
