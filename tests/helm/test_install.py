@@ -20,6 +20,7 @@ import pytest_asyncio
 import tidelog
 import yaml
 from helm_python import Config
+from helm_python.errors import HelmError
 from tidelog.config import Settings
 from tidelog.server.stores import s3_settings
 
@@ -81,6 +82,18 @@ async def test_an_upgrade_keeps_the_tokens_that_someone_added_and_makes_anew_wha
     again = await upgraded(kube)
     assert content(again["tidelog-tokens"])["tokens.yaml"] == b"tokens: []"
     assert content(again["tidelog-tls"])["tls.crt"] != content(first["tidelog-tls"])["tls.crt"]
+
+
+async def test_an_upgrade_does_not_set_back_silently_what_kubectl_scale_has_set(kube: Kubernetes) -> None:
+    with Config(kubeconfig_path=kube.kubeconfig(), namespace=NAMESPACE, storage_driver="memory") as helm:
+        await asyncio.to_thread(helm.install, chart(), RELEASE)
+        kube.store.merge(BY_KIND["TidelogCluster"], NAMESPACE, RELEASE, {"spec": {"replicas": 5}}, manager="kubectl", subresource="scale")
+        with pytest.raises(HelmError, match='conflict with "kubectl": .spec.replicas'):
+            await asyncio.to_thread(helm.upgrade, chart(), RELEASE)
+        await asyncio.to_thread(helm.upgrade, chart(), RELEASE, {"cluster": {"spec": {"replicas": 5}}})
+    found = kube.store.find("TidelogCluster", NAMESPACE, RELEASE)
+    assert found is not None
+    assert found["spec"]["replicas"] == 5
 
 
 # ---- brokers as pods
