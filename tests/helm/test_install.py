@@ -96,6 +96,22 @@ async def test_an_upgrade_does_not_set_back_silently_what_kubectl_scale_has_set(
     assert found["spec"]["replicas"] == 5
 
 
+async def test_a_release_that_is_removed_and_installed_again_opens_the_volumes_that_are_left(kube: Kubernetes) -> None:
+    def secrets() -> dict[str, dict[str, bytes]]:
+        return {each["metadata"]["name"]: content(each) for each in kube.store.all("Secret", NAMESPACE)}
+
+    with Config(kubeconfig_path=kube.kubeconfig(), namespace=NAMESPACE, storage_driver="memory") as helm:
+        await asyncio.to_thread(helm.install, chart(), RELEASE)
+        first = secrets()
+        await asyncio.to_thread(helm.uninstall, RELEASE)
+        left = secrets()
+        assert left == {name: first[name] for name in ("tidelog-trial-s3", "tidelog-trial-postgres")}
+        await asyncio.to_thread(helm.install, chart(), RELEASE)
+        again = secrets()
+    assert {name: again[name] for name in left} == left
+    assert again["tidelog-tls"] != first["tidelog-tls"]
+
+
 # ---- brokers as pods
 
 

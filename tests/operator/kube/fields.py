@@ -164,9 +164,10 @@ class Managers:
         self.owned = {key: paths for key, paths in self.owned.items() if paths}
         return result, []
 
-    def shown(self) -> list[dict[str, str]]:
-        """Return metadata.managedFields, without the fields."""
+    def shown(self) -> list[dict[str, Any]]:
+        """Return metadata.managedFields; the fields themselves nobody looks at."""
         return [
-            {"manager": manager, "operation": operation} | ({"subresource": subresource} if subresource else {})
+            {"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": {}}
+            | ({"subresource": subresource} if subresource else {})
             for manager, operation, subresource in sorted(self.owned)
         ]
