@@ -378,21 +378,15 @@ def _release(tx: Transaction, sources: Sequence[ReleasedSource], *, by: int) -> 
     keys = {tuple(getattr(source.extent, column) for column in _WHICH): source for source in sources}
     if not keys:
         return 0
-    gone = tx.rows(
-        f"DELETE FROM extents WHERE ({', '.join(_WHICH)}) IN (SELECT {', '.join('r.' + column for column in _WHICH)} FROM "
-        + tx.recordset("sources", "r", **_WHICH)
-        + f") RETURNING {_COLUMNS}",
-        sources=sorted(keys),
+    sought = (
+        f"({', '.join(_WHICH)}) IN (SELECT {', '.join('r.' + column for column in _WHICH)} FROM {tx.recordset('sources', 'r', **_WHICH)})"
     )
-    moved = [keys[tuple(getattr(row, column) for column in _WHICH)] for row in gone]
+    # Two statements that find the same rows: whoever changes extents holds their partitions' rows.
+    tx.execute(f"INSERT INTO released_extents ({_COLUMNS}) SELECT {_COLUMNS} FROM extents WHERE {sought}", sources=sorted(keys))
+    gone = tx.rows(f"DELETE FROM extents WHERE {sought} RETURNING {', '.join(_WHICH)}", sources=sorted(keys))
+    moved = [keys[tuple(row)] for row in gone]
     if not moved:
         return 0
-    columns: dict[str, ColumnType] = {column.strip(): "bigint" for column in _COLUMNS.split(",")}
-    tx.execute(
-        f"INSERT INTO released_extents ({_COLUMNS}) SELECT {', '.join('r.' + column for column in columns)} FROM "
-        + tx.recordset("gone", "r", **columns),
-        gone=[tuple(row) for row in gone],
-    )
     segments = sorted({(s.extent.broker_epoch, s.extent.sequence, s.key) for s in moved})
     # DO UPDATE, not DO NOTHING: it waits for a cleaner that is about to remove the row, and then puts it back.
     tx.execute(
