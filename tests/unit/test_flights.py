@@ -1,13 +1,15 @@
 """Work that several wait for, when it is given up, and when one of them leaves."""
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
 from tidelog.broker.cache import ReadStats
+from tidelog.broker.catalog import Catalog
 from tidelog.broker.flights import shared
 from tidelog.broker.lookups import Lookups
-from tidelog.errors import Draining
+from tidelog.errors import Draining, MetadataUnavailable
 from tidelog.metadata.store import MetadataStore
 
 
@@ -55,3 +57,28 @@ async def test_whoever_asks_while_the_broker_closes_hears_that_it_leaves() -> No
     for task in asked:
         with pytest.raises(Draining):
             await task
+
+
+async def test_a_poll_that_fails_after_all_who_asked_have_left_is_no_error_of_the_process() -> None:
+    answer = asyncio.Event()
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    class Away:
+        async def run(self, *_: Any, **__: Any) -> Any:
+            await answer.wait()
+            raise MetadataUnavailable("away")
+
+    store: Any = Away()
+    catalog = Catalog(store)
+    asking = asyncio.create_task(catalog.refresh())
+    await begun(asking)
+    asking.cancel()
+    await asyncio.wait([asking])
+    answer.set()
+    poll = catalog._refreshing
+    assert poll is not None
+    await asyncio.wait([poll])
+    del catalog, asking, poll
+    gc.collect()
+    assert complaints == []

@@ -125,6 +125,7 @@ class Catalog:
             await asyncio.wait([self._refreshing])  # it may have read before what the caller is after
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(self._refresh())
+            self._refreshing.add_done_callback(_heard)
         await asyncio.shield(self._refreshing)
 
     def led_by(self, leaderships: Iterable[Leadership]) -> None:
@@ -192,3 +193,8 @@ class Catalog:
         self.revision += 1
         for listener in self._listeners:
             listener()
+
+
+def _heard(refresh: asyncio.Task[None]) -> None:
+    if not refresh.cancelled():
+        refresh.exception()  # those who asked may have left
