@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tidelog.broker import checkpointer
+from tidelog.broker import rebuild as rebuilding
 from tidelog.broker.broker import Broker
 from tidelog.broker.marker import Marker, newest_marker, renew
 from tidelog.broker.rebuild import COUNT_LEAP, rebuild
@@ -29,7 +30,7 @@ from tidelog.records.batch import scan, stamp
 from tidelog.records.codec import Producer, decode_values
 from tidelog.segments.checkpoints import PREFIX, parse_checkpoint_key
 from tidelog.segments.format import ChunkSource, Origin, encode_merged
-from tidelog.segments.keys import IntakeKey, MergedKey
+from tidelog.segments.keys import ASIDE, IntakeKey, MergedKey
 
 from tests.cluster import QUICK, Cluster, SharedStore, append, open_cluster, until
 from tests.rebuilt_rows import all_rows, as_rebuilt, comparable
@@ -315,6 +316,7 @@ async def test_newer_records_are_left_aside_where_that_is_asked(cluster: Cluster
     async with rebuilt(cluster, "aside") as (store, report):
         [newer] = report.unknown_order
         assert (newer.records, newer.base_offset, newer.next_offset) == (2, None, None)
+        assert report.aside == (await keys_below(cluster, "intake/"))[-1:]
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"certain"]
 
 
@@ -360,6 +362,37 @@ async def test_records_of_a_topic_made_after_the_checkpoint_are_told_of(cluster:
     async with rebuilt(cluster) as (_, report):
         assert report.unknown_topics == {topic.topic_id: 2}
         assert not report.certain
+
+
+async def test_what_is_left_aside_outlives_the_cleaner_of_the_new_store(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the new store it is an orphan; but its records were acknowledged."""
+    monkeypatch.setattr(rebuilding, "STREAM_PART_BYTES", 100)
+    broker = await begun(cluster, "one")
+    await broker.create_topic("new", partitions=1, config=TopicConfig())
+    await append(broker, "new", b"a", b"b")
+    await append(broker, "new", b"c" * 1000)
+    await append(broker, "new", b"d")
+    before = {key: await content(cluster, key) for key in await keys_below(cluster, "intake/")}
+    assert isinstance(cluster.bucket, MemoryStore)
+    damaged, *_ = before
+    _, info = cluster.bucket._objects[damaged]
+    before[damaged] = before[damaged][:-9] + b"x" + before[damaged][-8:]
+    cluster.bucket._objects[damaged] = before[damaged], info
+    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    assert would.aside == sorted(before)
+    assert await keys_below(cluster, ASIDE) == []
+    async with rebuilt(cluster) as (store, report):
+        assert report.aside == sorted(before)
+        assert len(report.damaged) == 1
+        await restarted(cluster, store, settings=CLEANING)
+        async with asyncio.timeout(10):
+            while await keys_below(cluster, "intake/"):
+                await asyncio.sleep(0.02)
+        assert {key: await content(cluster, ASIDE + key) for key in report.aside} == before
+
+
+async def content(cluster: Cluster, key: str) -> bytes:
+    return await cluster.bucket.get_range(key, 0, 1 << 20)
 
 
 # ---- merged and deleted since
@@ -554,6 +587,7 @@ async def test_a_merged_segment_of_a_forgotten_writer_takes_nobodys_place(cluste
     aside = await merge(cluster, broker, "clicks", sequence=1_000, base=2, end=4)
     async with rebuilt(cluster) as (store, first):
         assert [(each.base_offset, each.next_offset) for each in first.unplaced] == [(2, 4)]
+        assert first.aside == [str(aside)]
         quiet = CLEANING.model_copy(update={"checkpoint_interval_ms": 3600_000, "orphan_cleaning": False})
         two = await restarted(cluster, store, "two", settings=quiet)
         assert two.life is not None

@@ -5,11 +5,14 @@ Segments that might have been committed since (their writer had not ended and th
 taken) hold no offsets, nor whether their appends were accepted. Their records are appended in probable order, or left aside. All else
 in the bucket that nothing refers to was never committed and never will be.
 
+What is left aside is copied below `aside/` first: to the new store it is an orphan, and its cleaner deletes those.
+
 Every number that fences is put far beyond what could have been given out since, so nothing that is left of the old cluster can be
 taken for something of the new one (I1, I6, I11).
 """
 
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -25,8 +28,8 @@ from tidelog.metadata.extents import Extent
 from tidelog.metadata.membership import cluster_state
 from tidelog.metadata.snapshot import TABLES, finish_rebuild, is_unused, write_table
 from tidelog.metadata.store import MetadataStore
-from tidelog.objects.store import ObjectStore
-from tidelog.segments.keys import IntakeKey, MergedKey
+from tidelog.objects.store import STREAM_PART_BYTES, ObjectStore
+from tidelog.segments.keys import ASIDE, IntakeKey, MergedKey
 
 COUNT_LEAP = 1_000_000_000
 """More commits, changes and producers than there can have been."""
@@ -78,6 +81,8 @@ class _Rebuild:
             extents = self._checkpoint.extents.get(partition.partition_id, set())
             known = [Candidate(extent, present=(extent.broker_epoch, extent.sequence) in self._segments) for extent in extents]
             partition.put_together(known, merged[partition.partition_id], report)
+            for segment in partition.unplaced:
+                self._segments.leave_aside(segment)
             if partition.end > partition.known_end:
                 self._forgotten.add((partition.partition_id, -1))
         self._forgotten |= await NewerRecords(self._checkpoint, self._segments, self._partitions, report).place()
@@ -87,9 +92,25 @@ class _Rebuild:
         for partition in self._partitions.values():
             for extent in partition.extents:
                 self._know_writer((extent.broker_epoch, extent.sequence))
+        left_aside = self._segments.left_aside()
+        report.aside = [key for key, _ in left_aside]
         if self._store is not None:
+            for key, size in left_aside:
+                await self._copy_aside(key, size)
             await self._write(self._store, producers)
         return report
+
+    async def _copy_aside(self, key: str, size: int) -> None:
+        """Copy a segment to where no cleaner looks: nothing refers to it, and nobody can have it committed any more."""
+
+        async def parts() -> AsyncIterator[bytes]:
+            for position in range(0, size, STREAM_PART_BYTES):
+                yield await self._bucket.get_range(key, position, min(STREAM_PART_BYTES, size - position))
+
+        if size <= STREAM_PART_BYTES:
+            await self._bucket.put_new(ASIDE + key, [part async for part in parts()])
+        else:
+            await self._bucket.put_stream(ASIDE + key, parts())
 
     async def _merged_since(self) -> dict[int, set[Candidate]]:
         """Return what merged segments hold that were put in place after the folder's first checkpoint, by partition id."""
@@ -105,7 +126,7 @@ class _Rebuild:
             [chunk] = footer.chunks
             partition = self._by_number.get((key.topic_id, key.partition))
             if partition is None:
-                self._report.of_unknown_topic(key.topic_id, chunk.record_count)
+                self._segments.of_unknown_topic(segment, key.topic_id, chunk.record_count)
                 continue
             extent = Extent(
                 partition.partition_id, footer.merged.base_offset, footer.merged.next_offset, *segment, chunk.position, chunk.length,

@@ -61,6 +61,9 @@ class NewerRecords:
             base = partition.end if self._report.newer == "append" else None
             if base is not None:
                 partition.append(fresh)
+            else:
+                for batch in fresh:
+                    self._segments.leave_aside(batch.segment)
             self._report.unknown_order.append(
                 UnknownOrder(
                     topic=partition.topic,
@@ -93,7 +96,7 @@ class NewerRecords:
             for chunk in footer.chunks:
                 partition = self._by_number.get((chunk.topic_id.hex(), chunk.partition))
                 if partition is None:
-                    self._report.of_unknown_topic(chunk.topic_id.hex(), chunk.record_count)
+                    self._segments.of_unknown_topic(segment, chunk.topic_id.hex(), chunk.record_count)
                     continue
                 ranges = covered[partition.partition_id, *segment]
                 if any(start <= chunk.position and chunk.end <= end for start, end in ranges):

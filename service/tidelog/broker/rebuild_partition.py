@@ -45,6 +45,8 @@ class Partition:
         self.extents: list[Extent] = []
         self.merged_since: list[Segment] = []
         """Merged segments that hold offsets beyond the checkpoint."""
+        self.unplaced: list[Segment] = []
+        """Merged segments that hold offsets which do not follow on the others."""
 
     @property
     def new_leader_epoch(self) -> int:
@@ -79,6 +81,7 @@ class Partition:
         self.log_start = min(self.log_start, self.end)
         for candidate in sorted(merged - set(chosen), key=lambda each: each.extent.base_offset):
             if candidate.extent.base_offset >= self.end:
+                self.unplaced.append((candidate.extent.broker_epoch, candidate.extent.sequence))
                 what = "a merged segment holds them, but nothing tells what lies between the checkpoint's end and them; left aside"
                 report.unplaced.append(self._place(candidate.extent.base_offset, candidate.extent.next_offset, what))
 

@@ -63,6 +63,8 @@ class Report:
     """Records in segments of topics that no checkpoint tells of, by topic id: made after it, or dropped before."""
     damaged: list[str] = field(default_factory=list)
     """Objects that were to be used and could not, with what is wrong with each."""
+    aside: list[str] = field(default_factory=list)
+    """Keys of the segments with records that have found no place, damaged ones included. Each was copied below `aside/`."""
 
     @property
     def certain(self) -> bool:

@@ -157,6 +157,7 @@ class Segments:
         self._bucket = bucket
         self._report = report
         self._found: dict[Segment, tuple[IntakeKey | MergedKey, int]] = {}
+        self._aside: set[Segment] = set()
 
     async def look(self) -> None:
         """List them all."""
@@ -187,7 +188,7 @@ class Segments:
                 tail = await self._bucket.get_range(str(key), start, size - start)
             return decode_footer(tail, size=size)
         except (CorruptSegment, ObjectNotFound) as error:
-            self._report.damaged.append(f"{key}: {error}")
+            self._damaged(segment, error)
             return None
 
     async def headers(self, segment: Segment, chunk: Chunk) -> Sequence[BatchHeader]:
@@ -196,5 +197,25 @@ class Segments:
         try:
             return decode_chunk(await self._bucket.get_range(str(key), chunk.position, chunk.length), chunk)
         except (CorruptSegment, ObjectNotFound) as error:
-            self._report.damaged.append(f"{key}: {error}")
+            self._damaged(segment, error)
             return []
+
+    def leave_aside(self, segment: Segment) -> None:
+        """Note that records of a segment may have been acknowledged, but have found no place: it is not to be lost."""
+        self._aside.add(segment)
+
+    def of_unknown_topic(self, segment: Segment, topic_id: str, records: int) -> None:
+        """Count records of a topic that no checkpoint tells of, and leave their segment aside."""
+        self._report.of_unknown_topic(topic_id, records)
+        self.leave_aside(segment)
+
+    def left_aside(self) -> list[tuple[str, int]]:
+        """Return the keys and sizes of segments left aside, in order."""
+        return [(str(key), size) for key, size in (self._found[segment] for segment in sorted(self._aside))]
+
+    def _damaged(self, segment: Segment, error: CorruptSegment | ObjectNotFound) -> None:
+        problem = f"{self.key(segment)}: {error}"
+        if problem not in self._report.damaged:
+            self._report.damaged.append(problem)
+        if isinstance(error, CorruptSegment):
+            self.leave_aside(segment)

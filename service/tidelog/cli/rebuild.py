@@ -14,6 +14,9 @@ from tidelog.cli.session import Format, Output, ending, server_packages, show_js
 if TYPE_CHECKING:
     from tidelog.broker.rebuild_report import OffsetRange, Report
 
+_NAMED = 20
+"""Keys in a report for people."""
+
 
 class Newer(StrEnum):
     """What becomes of records that may have been committed after the checkpoint."""
@@ -86,6 +89,16 @@ def _show(report: "Report") -> None:
         typer.echo(f"Left aside, {counted(records, 'record')} of topic id {topic_id}, which no checkpoint names: made after it, or deleted")
     for damaged in report.damaged:
         typer.echo(f"Damaged: {damaged}")
+    if report.aside:
+        done = "would be copied" if report.dry_run else "were copied"
+        typer.echo(
+            f"{counted(len(report.aside), 'segment')} with records left aside {done} below aside/, where no broker looks or deletes;"
+            " `tidelog segment dump` shows what is in them:"
+        )
+        for key in report.aside[:_NAMED]:
+            typer.echo(f"  aside/{key}")
+        if len(report.aside) > _NAMED:
+            typer.echo(f"  and {len(report.aside) - _NAMED} more; --format json names them all")
     if report.certain:
         typer.echo("Nothing in the bucket is newer than the checkpoint: nothing is in doubt.")
     if not report.dry_run:

@@ -9,6 +9,9 @@ _BROKER_ID = re.compile(r"[a-z0-9-]{1,63}")
 _INTAKE = re.compile(r"intake/([a-z0-9-]{1,63})/(\d{10,})/(\d{20})-([0-9a-f]{32})\.seg")
 _MERGED = re.compile(r"merged/([0-9a-f]{32})/(\d+)/(\d{20})-([a-z0-9-]{1,63})-(\d{10,})-(\d{20})\.seg")
 
+ASIDE = "aside/"
+"""Below it lie copies of segments that a rebuild has left aside, under their own keys. Nothing lists or deletes them."""
+
 
 @dataclass(frozen=True, slots=True)
 class IntakeKey:
