@@ -5,7 +5,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.command_line import COMMAND, dev, done, environment, refused
+from tests.command_line import COMMAND, dev, done, environment, invoke, refused
 
 
 def append(server: str, topic: str, *values: bytes) -> None:
@@ -40,6 +40,26 @@ def test_a_deleted_database_comes_back(tmp_path: Path) -> None:
         assert any(line.split()[:3] == ["greetings", "0", "1"] for line in said.splitlines()), said
     with dev(tmp_path) as (_, server, _):
         assert done("consume", "greetings", "--format", "raw", server=server) == "a\nb\nc\nd\n"
+
+
+def test_a_rebuild_that_does_not_find_everything_says_so_and_ends_with_1(tmp_path: Path) -> None:
+    places = ["--bucket", f"file://{tmp_path}/objects", "--metadata", f"sqlite:///{tmp_path}/metadata.db"]
+    with dev(tmp_path) as (process, server, _):
+        append(server, "greetings", b"a", b"b", b"c")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    for path in [*tmp_path.glob("metadata.db*"), *tmp_path.glob("objects/intake/**/*.seg"), *tmp_path.glob("objects/merged/**/*.seg")]:
+        path.unlink()
+    told = invoke("rebuild", *places, "--dry-run", "--format", "json")
+    assert told.exit_code == 1
+    report = json.loads(told.stdout)
+    assert (report["whole"], report["exact_records"], len(report["log_starts_moved"])) == (False, 0, 1)
+    told = invoke("rebuild", *places)
+    assert told.exit_code == 1
+    assert "The log begins later than the checkpoint says" in told.stdout
+    assert "Not everything is back" in told.stdout
+    with dev(tmp_path) as (_, server, _):
+        assert done("consume", "greetings", "--format", "raw", server=server) == ""
 
 
 def test_what_a_rebuild_refuses(tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ async def test_newer_records_are_appended_in_their_order_and_told_of(cluster: Cl
     async with rebuilt(cluster) as (store, report):
         [newer] = report.unknown_order
         assert (newer.topic, newer.partition, newer.records, newer.base_offset, newer.next_offset) == ("clicks", 0, 15, 5, 20)
-        assert (report.exact_records, report.certain) == (5, False)
+        assert (report.exact_records, report.certain, report.whole) == (5, False, True)
         broker = await restarted(cluster, store)
         assert await values(broker, "clicks", 0) == sent
         assert (await append(broker, "clicks", b"next")).base_offset == 20
@@ -631,6 +631,7 @@ async def test_where_the_first_objects_are_gone_the_log_begins_after_them(cluste
     async with rebuilt(cluster) as (store, report):
         [moved] = report.log_starts_moved
         assert (moved.base_offset, moved.next_offset) == (0, 2)
+        assert (report.exact_records, report.certain, report.whole) == (3, False, False)
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"2", b"3", b"4"]
 
 
@@ -643,10 +644,23 @@ async def test_an_object_that_is_missing_in_the_middle_is_told_of_and_its_offset
     await delete_segments(cluster, keep=(0, 2, 3))
     async with rebuilt(cluster) as (store, report):
         [missing] = report.missing
-        assert (missing.base_offset, missing.next_offset, report.certain) == (1, 2, False)
+        assert (missing.base_offset, missing.next_offset, report.exact_records) == (1, 2, 3)
+        assert (report.certain, report.whole) == (False, False)
         broker = await restarted(cluster, store)
         await broker.delete_records("clicks", 0, 2)
         assert await values(broker, "clicks", 0) == [b"2", b"3"]
+
+
+async def test_where_all_objects_are_gone_nothing_is_certain(cluster: Cluster) -> None:
+    broker = await begun(cluster, "one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    for n in range(5):
+        await append(broker, "clicks", b"%d" % n)
+    await checkpoint(broker)
+    await delete_segments(cluster, keep=())
+    async with rebuilt(cluster) as (_, report):
+        assert [(each.base_offset, each.next_offset) for each in report.log_starts_moved] == [(0, 5)]
+        assert (report.exact_records, report.certain, report.whole) == (0, False, False)
 
 
 # ---- what is refused, and what is fenced

@@ -72,10 +72,11 @@ class Partition:
         kept = chosen[leading:]
         for candidate in kept:
             extent = candidate.extent
-            if not candidate.present:
+            if candidate.present:
+                report.exact_records += extent.record_count
+            else:
                 what = f"segment {extent.sequence} of broker epoch {extent.broker_epoch} is not in the bucket"
                 report.missing.append(self._place(extent.base_offset, extent.next_offset, what))
-            report.exact_records += extent.record_count
         self.extents = [candidate.extent for candidate in kept]
         self.end = max(self.end, *(extent.next_offset for extent in self.extents), 0)
         self.log_start = min(self.log_start, self.end)

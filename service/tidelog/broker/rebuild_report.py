@@ -47,7 +47,7 @@ class Report:
     partitions: int = 0
     extents: int = 0
     exact_records: int = 0
-    """Records whose offsets are certain."""
+    """Records that are there, and whose offsets are certain."""
     producers: int = 0
     producers_forgotten: int = 0
     """Idempotent producers that appended after the checkpoint: their state is not known, so they are refused, and begin anew."""
@@ -69,7 +69,12 @@ class Report:
     @property
     def certain(self) -> bool:
         """Whether nothing is in doubt."""
-        return not (self.unknown_order or self.missing or self.unplaced or self.unknown_topics or self.damaged)
+        return self.whole and not self.unknown_order
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that was found has its place; else records are lost or left aside, and somebody has to look after them."""
+        return not (self.log_starts_moved or self.missing or self.unplaced or self.unknown_topics or self.damaged)
 
     def of_unknown_topic(self, topic_id: str, records: int) -> None:
         """Count records of a topic that no checkpoint tells of."""

@@ -43,6 +43,9 @@ def rebuild(
     For when the database is lost. Settings are those of `tidelog broker`: --bucket names what is left, --metadata an empty
     database or a new file. Stop all brokers first. Everything up to the newest checkpoint comes back exactly, and so does what
     was merged since; what is newer is reported, and appended or left aside. Whatever cannot be known is listed.
+
+    Exits with 0 where all that was found has its place, newer records included; with 1 where something is lost, damaged, or
+    left aside though nobody asked for it: the new store is there all the same.
     """
     import asyncio
 
@@ -52,9 +55,11 @@ def rebuild(
     with ending():
         report = asyncio.run(rebuild_stores(settings, newer=newer.value, dry_run=dry_run))
         if output is Format.JSON:
-            show_json(asdict(report) | {"certain": report.certain})
+            show_json(asdict(report) | {"certain": report.certain, "whole": report.whole})
         else:
             _show(report)
+    if not report.whole:
+        raise typer.Exit(1)
 
 
 def _show(report: "Report") -> None:
@@ -101,6 +106,8 @@ def _show(report: "Report") -> None:
             typer.echo(f"  and {len(report.aside) - _NAMED} more; --format json names them all")
     if report.certain:
         typer.echo("Nothing in the bucket is newer than the checkpoint: nothing is in doubt.")
+    if not report.whole:
+        typer.echo("Not everything is back: look after what is named above, before or after brokers start.")
     if not report.dry_run:
         typer.echo(f"Broker epochs go on from {report.next_broker_epoch:,}. Start the brokers.")
 

@@ -78,7 +78,7 @@ class Service:
             if process.returncode is None:
                 process.kill()
         if process.returncode:
-            raise NotReady(f"the demo's metadata store was to be rebuilt, but that failed: {errors.decode(errors='replace')}")
+            raise NotReady(f"the demo's metadata store was to be rebuilt, but that failed: {(errors or told).decode(errors='replace')}")
         report: dict[str, Any] = json.loads(told)
         return report
 
