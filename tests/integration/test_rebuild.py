@@ -156,7 +156,7 @@ async def test_all_that_a_checkpoint_holds_comes_back_as_it_was(cluster: Cluster
         assert after["resolved_marks"] == before["resolved_marks"]
         assert [row[:3] for row in after["writers"]] == [row[:3] for row in before["writers"]]
         assert all(row[3] for row in after["writers"]), "every epoch that was given before has ended"
-        assert report.certain
+        assert report.exact
         assert (report.topics, report.partitions, report.exact_records) == (2, 4, 40 * 3 - 7)
 
         broker = await restarted(cluster, store)
@@ -184,7 +184,7 @@ async def test_each_checkpoint_adds_what_came_since_the_one_before_and_nothing_i
     assert await keys_below(cluster, PREFIX) == objects
     assert len({key.rpartition("/")[0] for key in objects}) == 1, "they build on each other"
     async with rebuilt(cluster) as (store, report):
-        assert report.certain
+        assert report.exact
         broker = await restarted(cluster, store)
         assert [await values(broker, "clicks", partition) for partition in (0, 1)] == sent
 
@@ -214,7 +214,7 @@ async def test_another_broker_goes_on_when_the_first_is_gone_and_old_ones_are_re
     keys = [parse_checkpoint_key(key) for key in await keys_below(cluster, PREFIX)]
     assert len({key.folder for key in keys if key}) == SOMETIMES.checkpoints_kept
     async with rebuilt(cluster) as (store, report):
-        assert report.certain
+        assert report.exact
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"0", b"1", b"2", b"3"]
 
 
@@ -226,6 +226,30 @@ async def test_what_is_drained_leaves_everything_in_the_bucket(cluster: Cluster)
     async with rebuilt(cluster) as (store, report):
         assert report.certain
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"a", b"b"]
+
+
+async def test_what_segments_do_not_tell_is_in_doubt_unless_the_last_broker_had_drained(cluster: Cluster) -> None:
+    """A delete of records after the checkpoint is undone, and nothing in the bucket tells of it."""
+    broker = await begun(cluster, "one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    for n in range(5):
+        await append(broker, "clicks", b"%d" % n)
+    await checkpoint(broker)
+    assert await broker.delete_records("clicks", 0, 3) == 3
+    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    assert (would.whole, would.exact, would.drained, would.certain) == (True, True, False, False)
+    await until(lambda: broker.life is not None and broker.life.intake.resolved_sequence == broker.life.lease._reported)
+    await checkpoint(broker)
+    assert await checkpoint(broker) == "unchanged"
+    await broker.drain_and_end()
+    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    assert would.certain, "a last checkpoint is written even if nothing has changed"
+    await cluster.kill("one")
+    broker = await cluster.start("two", QUICK.model_copy(update={"checkpoint_interval_ms": 0}))
+    await until(lambda: broker.catalog.topic("clicks") is not None)
+    await append(broker, "clicks", b"5")
+    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    assert not would.drained, "another has begun since"
 
 
 async def test_only_one_of_several_brokers_writes_them(cluster: Cluster) -> None:
@@ -475,7 +499,7 @@ async def test_what_was_released_before_the_checkpoint_is_not_taken_for_somethin
     await cluster.store.run(_forget_marks)
     assert await checkpoint(broker) == "written"
     async with rebuilt(cluster) as (store, report):
-        assert report.certain
+        assert report.exact
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"0", b"1", b"2", b"3"]
 
 
@@ -497,7 +521,7 @@ async def test_a_mark_that_moves_while_a_checkpoint_is_taken_makes_nothing_new(c
     monkeypatch.setattr(checkpointer._Copy, "_partitions", partitions)
     assert await checkpoint(broker) == "written"
     async with rebuilt(cluster) as (store, report):
-        assert report.certain
+        assert report.exact
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"0", b"1", b"2", b"3"]
 
 
@@ -523,7 +547,7 @@ async def test_what_is_condemned_while_a_checkpoint_is_taken_makes_nothing_new(c
     broker.life.checkpointer._chain = None
     assert await checkpoint(broker) == "written"
     async with rebuilt(cluster) as (store, report):
-        assert report.certain
+        assert report.exact
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"0", b"1", b"2", b"3"]
 
 
@@ -548,7 +572,7 @@ async def test_a_merged_segment_that_was_never_put_in_place_is_not_used(cluster:
     broker = await begun(cluster, "two")
     await checkpoint(broker)
     async with rebuilt(cluster) as (store, report):
-        assert report.certain
+        assert report.exact
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"a"]
 
 

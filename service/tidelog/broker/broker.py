@@ -95,6 +95,8 @@ class Broker:
             stats=stats,
         )
         self._draining = False
+        self._news = asyncio.Event()
+        """Of the catalog, for whoever clears it before."""
         self._refuse_from = float("inf")
         """When to begin to refuse appends, having been asked to drain: until then balancers may still send some."""
         self._why_not_ready = "it has not registered yet"
@@ -191,7 +193,16 @@ class Broker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.catalog_poll_ms / 1000):
                     await life.ledger.leads_nothing.wait()
-        await life.checkpointer.write()  # so that after a full stop the bucket alone has everything
+        await self._see_others_off(life)
+        await life.checkpointer.write(last=True)  # so that after a full stop the bucket alone has everything
+
+    async def _see_others_off(self, life: Life) -> None:
+        """Where all leave, let the one that writes checkpoints leave last, so that its last one has everything; for a lease at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.lease_ms / 1000):
+                while life.lives_longest() and len(self.catalog.membership.brokers) > 1 and not self._others_stay():
+                    self._news.clear()
+                    await self._news.wait()
 
     def _others_stay(self) -> bool:
         """Say whether there is anybody to hand over to, as far as is known."""
@@ -215,6 +226,7 @@ class Broker:
         return await self._store.run(members.cluster_state)
 
     def _catalog_changed(self) -> None:
+        self._news.set()
         if self.life is not None:
             self.life.leadership_changed()
         member = self.member()

@@ -22,7 +22,7 @@ from tidelog.config import Settings
 from tidelog.errors import TidelogError, TimeTravel
 from tidelog.executors import Executor
 from tidelog.metadata.cleaning import note_checkpoint
-from tidelog.metadata.membership import ClusterState, cluster_state
+from tidelog.metadata.membership import ClusterState, cluster_state, membership
 from tidelog.metadata.snapshot import STATE, TABLES, LivingMarks, read_progress, read_released, read_table
 from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metrics import Metrics
@@ -120,8 +120,11 @@ class Checkpointer:
             self._topics_version = version
             self._at_once.set()
 
-    async def write(self) -> None:
-        """Write a checkpoint, where it is this broker's turn and something has changed; a failure is counted and told."""
+    async def write(self, *, last: bool = False) -> None:
+        """Write a checkpoint, where it is this broker's turn and something has changed; a failure is counted and told.
+
+        `last`: this broker has drained. Where it is the only member, the checkpoint says so, and is written in any case.
+        """
         if not self._settings.checkpoint_interval_ms:
             return
         if not self._is_mine():
@@ -130,7 +133,7 @@ class Checkpointer:
         async with self._busy:
             began = self._clock.monotonic()
             try:
-                written = await self._write()
+                written = await self._write(last=last)
             except TimeTravel:
                 raise
             except TidelogError as error:
@@ -144,7 +147,7 @@ class Checkpointer:
             self._metrics.checkpoint_seconds.observe(self._clock.monotonic() - began)
             self._metrics.checkpoint_time.set(self._clock.wall_ms() / 1000)
 
-    async def _write(self) -> bool:
+    async def _write(self, *, last: bool) -> bool:
         """Write a checkpoint and return True; False where nothing has changed."""
         if self._chain is None or self._chain.full:
             self._number = max(self._number, await self._newest_number()) + 1
@@ -156,8 +159,9 @@ class Checkpointer:
         chain = self._chain
         copy = _Copy(self, chain, self._number)
         begun_at_ms = await self._store.run(Transaction.now_ms)
-        about = await copy.take()
-        if not whole and not copy.rows and copy.state_crc == chain.state:
+        drained = last and await self._is_alone()
+        about = await copy.take() | {"drained": drained}
+        if not whole and not drained and not copy.rows and copy.state_crc == chain.state:
             await self._store.run(note_checkpoint, begun_at_ms=begun_at_ms)
             return False
         await copy.close(about)
@@ -165,6 +169,10 @@ class Checkpointer:
         if whole:
             await self._remove_old()
         return True
+
+    async def _is_alone(self) -> bool:
+        members = (await self._store.run(membership)).brokers
+        return [broker.broker_epoch for broker in members] == [self._identity.broker_epoch]
 
     async def _newest_number(self) -> int:
         newest = 0

@@ -127,7 +127,7 @@ class Life:
             clock=clock,
             executor=executor,
             metrics=metrics,
-            is_mine=self._lives_longest,
+            is_mine=self.lives_longest,
         )
         releases = Releases(broker_epoch=epoch, store=store, settings=settings, clock=clock, metrics=metrics)
         self.retention = Retention(
@@ -144,7 +144,7 @@ class Life:
             chance=chance,
             metrics=metrics,
         )
-        self._storage = StorageCount(store=store, settings=settings, clock=clock, metrics=metrics, is_mine=self._lives_longest)
+        self._storage = StorageCount(store=store, settings=settings, clock=clock, metrics=metrics, is_mine=self.lives_longest)
 
     def look_again(self) -> None:
         """Ask the metadata store now who is a member and who leads, rather than at the next poll."""
@@ -186,7 +186,7 @@ class Life:
         self.merging.committed(news)
         self._publish(news)
 
-    def _lives_longest(self) -> bool:
+    def lives_longest(self) -> bool:
         """Say whether no member has lived longer than this one: who does what one of them is to do. Two may believe so for a moment."""
         return self.identity.broker_epoch == min((broker.broker_epoch for broker in self._catalog.membership.brokers), default=0)
 

@@ -76,6 +76,9 @@ class _Rebuild:
         report.cluster_id, report.checkpoint = about["cluster_id"], str(self._checkpoint.key)
         report.checkpoint_taken_at_ms = about["taken_at_ms"]
         await self._segments.look()
+        cluster = dict(zip(TABLES["cluster"].columns, self._checkpoint.tables["cluster"][0], strict=True))
+        newest_epoch = max((epoch for (epoch, _), _ in self._segments), default=0)
+        report.drained = bool(about.get("drained")) and newest_epoch < cluster["next_broker_epoch"]
         merged = await self._merged_since()
         for partition in self._partitions.values():
             extents = self._checkpoint.extents.get(partition.partition_id, set())

@@ -41,6 +41,9 @@ class Report:
     cluster_id: str = ""
     checkpoint: str = ""
     checkpoint_taken_at_ms: int = 0
+    """What segments do not tell (topics and their settings, tokens, deletes of records, groups' offsets) is as of then."""
+    drained: bool = False
+    """Whether the checkpoint was taken when the last broker had drained, and nothing shows that one has begun since."""
     dry_run: bool = False
     newer: Newer = "append"
     topics: int = 0
@@ -68,7 +71,12 @@ class Report:
 
     @property
     def certain(self) -> bool:
-        """Whether nothing is in doubt."""
+        """Whether nothing is in doubt: what segments do not tell can only have changed while a broker was there."""
+        return self.exact and self.drained
+
+    @property
+    def exact(self) -> bool:
+        """Whether all records that were found are at the offsets that they were acknowledged with."""
         return self.whole and not self.unknown_order
 
     @property

@@ -55,7 +55,7 @@ def rebuild(
     with ending():
         report = asyncio.run(rebuild_stores(settings, newer=newer.value, dry_run=dry_run))
         if output is Format.JSON:
-            show_json(asdict(report) | {"certain": report.certain, "whole": report.whole})
+            show_json(asdict(report) | {"certain": report.certain, "exact": report.exact, "whole": report.whole})
         else:
             _show(report)
     if not report.whole:
@@ -105,7 +105,14 @@ def _show(report: "Report") -> None:
         if len(report.aside) > _NAMED:
             typer.echo(f"  and {len(report.aside) - _NAMED} more; --format json names them all")
     if report.certain:
-        typer.echo("Nothing in the bucket is newer than the checkpoint: nothing is in doubt.")
+        typer.echo("The checkpoint was taken when the last broker had drained: nothing is in doubt.")
+    else:
+        typer.echo(
+            f"What segments do not tell is as of the checkpoint, {taken:%Y-%m-%dT%H:%M:%SZ}: changes of topics, tokens and groups' offsets"
+            " and deletes of records after that are undone."
+        )
+        if report.exact:
+            typer.echo("No record in the bucket is newer.")
     if not report.whole:
         typer.echo("Not everything is back: look after what is named above, before or after brokers start.")
     if not report.dry_run:
