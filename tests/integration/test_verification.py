@@ -239,7 +239,7 @@ def of_clicks(change: str, base_offset: int = 15) -> Callable[[Scene], Any]:
         # other rows
         (of_partition("next_offset = 55"), {"wrong-end", "wrong-state"}, "its high watermark is 55, but its rows end at 60"),
         (of_partition("log_start_offset = 70"), {"wrong-state"}, "its log start is 70, but its high watermark 60"),
-        (statements("DELETE FROM writers WHERE broker_epoch = 1"), {"missing-row", "strange-object"}, "but its writer is not known"),
+        (statements("DELETE FROM writers WHERE broker_epoch = 1"), {"missing-row"}, "but its writer is not known"),
         (statements(f"DELETE FROM partitions WHERE {CLICKS}"), {"missing-row", "wrong-state"}, "whose partition is not known"),
         (statements("UPDATE topics SET partitions = 3 WHERE name = 'clicks'"), {"wrong-state"}, "it has 3 partitions, but 2 rows"),
         (statements("UPDATE producers SET batches = '[[0, 4, 1000]]'"), {"wrong-state"}, "it remembers offset 1000, but the partition"),
