@@ -4,13 +4,14 @@ from typing import Any
 
 from tidelog.clock import SystemClock
 from tidelog.executors import InlineExecutor
+from tidelog.metadata.extents import read_extents
 from tidelog.metadata.membership import cluster_state, initialise
 from tidelog.metadata.snapshot import (
     TABLES,
     LivingMarks,
     finish_rebuild,
     is_unused,
-    read_producers,
+    read_progress,
     read_released,
     read_table,
     write_table,
@@ -76,21 +77,13 @@ async def copy(source: MetadataStore, target: MetadataStore) -> None:
     assert await rows_of(target, "changes", limit=10) == [(1, 77)]
 
 
-async def test_producers_that_appended_since_are_read_page_by_page(metadata_store: MetadataStore) -> None:
-    """In the scene all producers' last appends lie at 0: the batches that they name there."""
+async def test_what_partitions_have_gained_comes_with_the_producers_that_appended_since(metadata_store: MetadataStore) -> None:
+    """In the scene partition 1 ends at 30, and its producers' last appends lie at 0: the batches that they name there."""
     await play(metadata_store)
-
-    async def told(*since: tuple[int, int], limit: int) -> list[tuple[int, ...]]:
-        found: list[tuple[Any, ...]] = []
-        while page := await metadata_store.run(read_producers, since=since, after=found[-1][:2] if found else None, limit=limit):
-            assert len(page) <= limit
-            found += page
-        return [row[:3] for row in found]
-
-    for limit in (1, 3, 100):
-        assert await told((1, 0), (2, 1), (3, 0), (7, 0), limit=limit) == [(1, 1, 0), (1, 2, 0), (7, 1, 0), (7, 2, 0)], (
-            "none of partition 2 has appended at 1 or later"
-        )
+    positions = [(1, 10), (3, 0)]
+    read = await metadata_store.run(read_progress, positions=positions, producers_from=[(1, 0), (2, 1), (3, 0)], max_extents=100)
+    assert read.extents == await metadata_store.run(read_extents, positions=positions, max_extents=100)
+    assert [row[:3] for row in read.producers] == [(1, 1, 0), (1, 2, 0)], "none of partition 2 has appended at 1 or later"
 
 
 async def test_released_extents_are_told_while_their_segments_can_still_be_committed(metadata_store: MetadataStore) -> None:

@@ -189,32 +189,6 @@ async def test_each_checkpoint_adds_what_came_since_the_one_before_and_nothing_i
         assert [await values(broker, "clicks", partition) for partition in (0, 1)] == sent
 
 
-async def test_producers_pass_page_by_page_and_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever number of pages the extents take."""
-    broker = await begun(cluster, "one")
-    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
-    await checkpoint(broker)
-    for _ in range(12):
-        producer_id, epoch = await broker.init_producer()
-        for n in range(4):
-            await append(broker, "clicks", b"x", producer=Producer(producer_id, epoch, n))
-    pages: dict[str, list[int]] = {"extents": [], "producers": []}
-    add = checkpointer._Copy._add
-
-    async def seen(self: checkpointer._Copy, table: str, rows: Sequence[Sequence[Any]]) -> None:
-        pages[table].append(len(rows))
-        await add(self, table, rows)
-
-    monkeypatch.setattr(checkpointer._Copy, "_add", seen)
-    assert broker.life is not None
-    broker.life.checkpointer._chain = None
-    assert await checkpoint(broker) == "written"
-    assert len(pages["extents"]) > 3
-    assert pages["producers"] == [10, 2]
-    async with rebuilt(cluster) as (_, report):
-        assert report.producers == 12
-
-
 async def test_a_delete_of_records_alone_is_a_change(cluster: Cluster) -> None:
     broker = await begun(cluster, "one")
     await broker.create_topic("clicks", partitions=1, config=TopicConfig())

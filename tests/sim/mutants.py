@@ -55,7 +55,7 @@ from tidelog.broker.references import Accepted, CommittedExtents
 from tidelog.broker.requests import Bound, OffsetFound
 from tidelog.errors import BrokerIdTaken, CorruptBatch, Fenced, OutcomeUnknown, StoreOutcomeUnknown, TimedOut
 from tidelog.metadata import cleaning as cleaning_verbs
-from tidelog.metadata import commits, extents
+from tidelog.metadata import commits, extents, snapshot
 from tidelog.metadata import leadership as leadership_verbs
 from tidelog.metadata import membership as membership_verbs
 from tidelog.metadata import retention as retention_verbs
@@ -992,10 +992,10 @@ def _(patch: Patch) -> None:
 @mutant("a checkpoint leaves out the first extent that came since the one before", breaks="rebuild", within=20)
 def _(patch: Patch) -> None:
     def later(tx: Transaction, *, positions: Any, **asked: Any) -> Any:
-        return extents.read_extents(tx, positions=[(partition_id, at + bool(at)) for partition_id, at in positions], **asked)
+        return snapshot.read_progress(tx, positions=[(partition_id, at + bool(at)) for partition_id, at in positions], **asked)
 
-    later.__name__ = "read_extents"
-    patch.setattr(checkpointer, "read_extents", later)
+    later.__name__ = "read_progress"
+    patch.setattr(checkpointer, "read_progress", later)
 
 
 @mutant("a rebuilt store gives broker epochs again", breaks="I6", within=20)

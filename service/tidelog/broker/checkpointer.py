@@ -22,9 +22,8 @@ from tidelog.config import Settings
 from tidelog.errors import TidelogError, TimeTravel
 from tidelog.executors import Executor
 from tidelog.metadata.cleaning import note_checkpoint
-from tidelog.metadata.extents import read_extents
 from tidelog.metadata.membership import ClusterState, cluster_state, membership
-from tidelog.metadata.snapshot import STATE, TABLES, LivingMarks, read_producers, read_released, read_table
+from tidelog.metadata.snapshot import STATE, TABLES, LivingMarks, read_progress, read_released, read_table
 from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.metrics import Metrics
 from tidelog.objects.store import ObjectStore
@@ -336,35 +335,28 @@ class _Copy:
         bounds = {row[0]: (row[start_at], row[end_at]) for row in rows}
         gone: set[int] = set()
         limit = self._owner._settings.checkpoint_page_rows
+        producers_from = sorted(gained.items())
         while gained:
-            read = await self._owner._page(read_extents, positions=sorted(gained.items()), max_extents=limit)
-            await self._add("extents", [_row(extent) for found in read.partitions for extent in found.extents])
-            told = {found.partition_id: found for found in read.partitions}
+            read = await self._owner._page(
+                read_progress, positions=sorted(gained.items()), producers_from=producers_from, max_extents=limit
+            )
+            await self._add("extents", [_row(extent) for found in read.extents.partitions for extent in found.extents])
+            await self._add("producers", read.producers)
+            told = {found.partition_id: found for found in read.extents.partitions}
             cut = sum(len(found.extents) for found in told.values()) >= limit
             gone |= gained.keys() - told.keys()
             bounds |= {partition_id: (found.log_start_offset, found.high_watermark) for partition_id, found in told.items()}
             ends = {partition_id: found.extents[-1].next_offset for partition_id, found in told.items() if found.extents}
-            more = {
+            gained = {
                 partition_id: ends.get(partition_id, at)
                 for partition_id, at in gained.items()
                 if cut and partition_id in told and ends.get(partition_id, at) < told[partition_id].high_watermark
             }
-            # Once, and soon after the bounds that stand: windows may be ahead of these, by little, and never behind.
-            if done := told.keys() - more.keys():
-                await self._producers([(partition_id, begins[partition_id]) for partition_id in sorted(done)])
-            gained = more
+            # Their producers may have gone on meanwhile: those are read again, from the same offset, with the bounds that stand.
+            producers_from = [(partition_id, begins[partition_id]) for partition_id in sorted(gained)]
         left = [row for row in rows if row[0] not in gone]
         self._ends |= {row[0]: bounds[row[0]][1] for row in left}
         return [(*row[:start_at], *bounds[row[0]], *row[end_at + 1 :]) for row in left]
-
-    async def _producers(self, since: Sequence[tuple[int, int]]) -> None:
-        after = None
-        limit = self._owner._settings.checkpoint_page_rows
-        while rows := await self._owner._page(read_producers, since=since, after=after, limit=limit):
-            await self._add("producers", rows)
-            if len(rows) < limit:
-                return
-            after = rows[-1][:2]
 
     async def _add(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
         if not rows:

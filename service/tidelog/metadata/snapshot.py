@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tidelog.metadata.extents import ExtentsRead, read_extents
 from tidelog.metadata.store import ColumnType, Transaction
 
 
@@ -66,6 +67,15 @@ STATE = tuple(name for name in TABLES if name not in ("partitions", "extents", "
 """Tables that are copied whole, in this order: writers before what they have written."""
 
 
+@dataclass(frozen=True, slots=True)
+class ProgressRead:
+    """What partitions have gained since an offset of each."""
+
+    extents: ExtentsRead
+    producers: tuple[tuple[Any, ...], ...]
+    """Rows of the producers that have appended since, as `TABLES` lists their columns."""
+
+
 def read_table(tx: Transaction, *, table: str, after: Sequence[object] | None, limit: int) -> tuple[tuple[Any, ...], ...]:
     """Return up to `limit` rows that follow on the row with the key `after` (None: the first ones), in the order of their keys."""
     about = TABLES[table]
@@ -98,18 +108,19 @@ def read_released(tx: Transaction, *, marks: LivingMarks | None, after: Sequence
     return _page(tx, f"{select} LEFT JOIN {living} ON m.broker_epoch = t.broker_epoch WHERE ({where})", about, after, limit, **asked)
 
 
-def read_producers(
-    tx: Transaction, *, since: Sequence[tuple[int, int]], after: Sequence[object] | None, limit: int
-) -> tuple[tuple[Any, ...], ...]:
-    """Return up to `limit` producers, as `read_table` does, whose last append lies at a (partition id, offset) of these or later."""
-    about = TABLES["producers"]
-    last = "json_extract(t.batches, '$[#-1][2]')" if tx.dialect == "sqlite" else "CAST(CAST(t.batches AS jsonb) -> -1 ->> 2 AS bigint)"
-    select = (
-        f"SELECT {', '.join('t.' + column for column in about.columns)} FROM "
+def read_progress(
+    tx: Transaction, *, positions: Sequence[tuple[int, int]], producers_from: Sequence[tuple[int, int]], max_extents: int
+) -> ProgressRead:
+    """Return extents from (partition id, offset) pairs on, and the producers whose last append lies at such an offset or later."""
+    extents = read_extents(tx, positions=positions, max_extents=max_extents)
+    last = "json_extract(s.batches, '$[#-1][2]')" if tx.dialect == "sqlite" else "CAST(CAST(s.batches AS jsonb) -> -1 ->> 2 AS bigint)"
+    rows = tx.rows(
+        f"SELECT {', '.join('s.' + column for column in TABLES['producers'].columns)} FROM "
         + tx.recordset("since", "r", partition_id="bigint", at="bigint")
-        + f" JOIN producers t ON t.partition_id = r.partition_id WHERE (r.at <= 0 OR {last} >= r.at)"
+        + f" JOIN producers s ON s.partition_id = r.partition_id AND (r.at <= 0 OR {last} >= r.at) ORDER BY s.partition_id, s.producer_id",
+        since=list(producers_from),
     )
-    return _page(tx, select, about, after, limit, since=list(since))
+    return ProgressRead(extents, tuple(tuple(row) for row in rows))
 
 
 def is_unused(tx: Transaction) -> bool:
