@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from tidelog.metadata.groups import GroupOffset, GroupState, commit_group_offset
 from tidelog.metadata.membership import cluster_state
 from tidelog.metadata.sqlite import IN_MEMORY, open_sqlite
 from tidelog.metadata.store import MetadataStore, Transaction
-from tidelog.metadata.topics import TopicConfig
+from tidelog.metadata.topics import TopicConfig, partitions, topics
 from tidelog.objects.memory import MemoryStore
 from tidelog.objects.store import ObjectStore
 from tidelog.records.batch import scan, stamp
@@ -756,3 +757,24 @@ async def test_nothing_of_the_old_cluster_can_be_taken_for_something_of_the_new(
     async with rebuilt(cluster) as (store, again):
         assert again.next_broker_epoch > report.next_broker_epoch
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"a", b"b"]
+
+
+async def test_a_second_rebuild_from_the_same_checkpoint_gives_no_number_that_the_first_gave(cluster: Cluster) -> None:
+    """Nothing in the bucket but the marker tells of what was given out in between."""
+    broker = await begun(cluster, "one")
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    await append(broker, "clicks", b"a")
+    await checkpoint(broker)
+    numbers = []
+    for _ in range(3):
+        async with rebuilt(cluster) as (store, report):
+            state = await store.run(cluster_state)
+            [topic] = await store.run(topics, names=None)
+            [partition] = await store.run(partitions, topic_id=topic.topic_id)
+            rows = await all_rows(store)
+            numbers.append(
+                (state.next_broker_epoch, report.next_producer_id, state.commit_count, state.membership_version, rows["changes"][0][1],
+                 partition.leader_epoch)
+            )  # fmt: skip
+    leaps = [[after - before for before, after in pairwise(of_one)] for of_one in zip(*numbers, strict=True)]
+    assert leaps == [[EPOCH_LEAP] * 2, *[[COUNT_LEAP] * 2] * 4, [EPOCH_LEAP] * 2]

@@ -59,14 +59,20 @@ class _Rebuild:
         self._bucket = bucket
         self._store = store
         self._checkpoint = checkpoint
-        self._marker = marker
         self._report = report
         self._segments = Segments(bucket, report)
         self._writers = {row[0]: row for row in checkpoint.tables["writers"]}
         self._writers_of_merged: dict[int, tuple[Any, ...]] = {}
         """Of whom nothing but merged segments are known, whose keys do not need the incarnation."""
+        marked = 0 if marker is None else marker.commit_count
+        counted = checkpoint.about["commit_count"]
+        self._commit_count = max(marked, counted) + COUNT_LEAP
+        self._leaps = max(0, marked - counted) // COUNT_LEAP + 1
+        """How far numbers go ahead: an earlier rebuild from this checkpoint has taken a leap, too, and the marker tells of it."""
         names = {row[0]: row[1] for row in checkpoint.tables["topics"]}
-        self._partitions = {row[0]: Partition(row, names[row[1]]) for row in sorted(checkpoint.tables["partitions"]) if row[1] in names}
+        self._partitions = {
+            row[0]: Partition(row, names[row[1]], leaps=self._leaps) for row in sorted(checkpoint.tables["partitions"]) if row[1] in names
+        }
         self._by_number = {(p.topic_id, p.partition): p for p in self._partitions.values()}
         self._forgotten: set[tuple[int, int]] = set()
         """(partition id, producer id); producer -1: all of the partition."""
@@ -166,13 +172,13 @@ class _Rebuild:
     async def _write(self, store: MetadataStore, producers: list[tuple[Any, ...]]) -> None:
         tables, report = self._checkpoint.tables, self._report
         cluster = dict(zip(TABLES["cluster"].columns, tables["cluster"][0], strict=True))
-        version = tables["changes"][0][1] + COUNT_LEAP
+        leap = self._leaps * COUNT_LEAP
+        version = tables["changes"][0][1] + leap
         seen = max([cluster["next_broker_epoch"] - 1, *(segment[0] for segment, _ in self._segments)])
-        cluster["next_broker_epoch"] = report.next_broker_epoch = seen + EPOCH_LEAP
-        cluster["next_producer_id"] = report.next_producer_id = cluster["next_producer_id"] + COUNT_LEAP
-        cluster["membership_version"] += COUNT_LEAP
-        marked = 0 if self._marker is None else self._marker.commit_count
-        report.commit_count = max(marked, self._checkpoint.about["commit_count"]) + COUNT_LEAP
+        cluster["next_broker_epoch"] = report.next_broker_epoch = seen + self._leaps * EPOCH_LEAP
+        cluster["next_producer_id"] = report.next_producer_id = cluster["next_producer_id"] + leap
+        cluster["membership_version"] += leap
+        report.commit_count = self._commit_count
         counts: Counter[str] = Counter(p.topic_id for p in self._partitions.values())
         topics = []
         for row in tables["topics"]:

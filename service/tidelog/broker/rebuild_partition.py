@@ -29,12 +29,13 @@ class NewBatch:
 class Partition:
     """One partition."""
 
-    def __init__(self, row: Sequence[Any], topic: str) -> None:
+    def __init__(self, row: Sequence[Any], topic: str, *, leaps: int) -> None:
         named = dict(zip(TABLES["partitions"].columns, row, strict=True))
         self.partition_id: int = named["partition_id"]
         self.topic_id: str = named["topic_id"]
         self.partition: int = named["partition"]
         self.topic = topic
+        self._leaps = leaps
         self.log_start: int = named["log_start_offset"]
         self.end: int = named["next_offset"]
         self.known_end = self.end
@@ -51,7 +52,7 @@ class Partition:
     @property
     def new_leader_epoch(self) -> int:
         """One that was certainly never given."""
-        return self.leader_epoch + EPOCH_LEAP
+        return self.leader_epoch + self._leaps * EPOCH_LEAP
 
     def put_together(self, known: Iterable[Candidate], merged: set[Candidate], report: Report) -> None:
         """Take the fewest extents that follow on each other, of what a checkpoint knows and what was merged since; report what is amiss."""
