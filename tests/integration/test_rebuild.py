@@ -18,7 +18,7 @@ from tidelog.clock import SystemClock
 from tidelog.config import Settings
 from tidelog.errors import MetadataUnusable, OutOfOrderSequence, StoreUnusable, TimeTravel, UnknownProducer
 from tidelog.executors import InlineExecutor
-from tidelog.metadata.cleaning import condemn, forget_writers, released_segments, writer_states
+from tidelog.metadata.cleaning import condemn, drop_deleted_topic, forget_writers, released_segments, writer_states
 from tidelog.metadata.extents import Extent, ReleasedSource, read_extents, swap
 from tidelog.metadata.groups import GroupOffset, GroupState, commit_group_offsets, write_group
 from tidelog.metadata.membership import cluster_state
@@ -188,6 +188,28 @@ async def test_each_checkpoint_adds_what_came_since_the_one_before_and_nothing_i
         assert report.exact
         broker = await restarted(cluster, store)
         assert [await values(broker, "clicks", partition) for partition in (0, 1)] == sent
+
+
+async def test_a_topic_that_goes_while_a_checkpoint_is_taken_does_not_come_back(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = await begun(cluster, "one")
+    gone = await broker.create_topic("gone", partitions=2, config=TopicConfig())
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    await append(broker, "clicks", b"a")
+    marks = checkpointer._Copy._marks
+
+    async def gone_meanwhile(self: checkpointer._Copy) -> list[Sequence[Any]]:
+        """Topics were read, partitions not yet."""
+        await broker.delete_topic("gone")
+        assert await cluster.store.run(drop_deleted_topic, topic_id=gone.topic_id)
+        return await marks(self)
+
+    monkeypatch.setattr(checkpointer._Copy, "_marks", gone_meanwhile)
+    assert broker.life is not None
+    broker.life.checkpointer._chain = None
+    assert await checkpoint(broker) == "written"
+    async with rebuilt(cluster) as (store, report):
+        assert (report.exact, report.topics) == (True, 1)
+        assert [topic.name for topic in await store.run(topics, names=None)] == ["clicks"]
 
 
 async def test_a_delete_of_records_alone_is_a_change(cluster: Cluster) -> None:

@@ -96,7 +96,7 @@ class _Rebuild:
                 self._forgotten.add((partition.partition_id, -1))
         self._forgotten |= await NewerRecords(self._checkpoint, self._segments, self._partitions, report).place()
         producers = self._producers()
-        report.topics, report.partitions = len(self._checkpoint.tables["topics"]), len(self._partitions)
+        report.topics, report.partitions = len({p.topic_id for p in self._partitions.values()}), len(self._partitions)
         report.extents = sum(len(partition.extents) for partition in self._partitions.values())
         for partition in self._partitions.values():
             for extent in partition.extents:
@@ -183,8 +183,8 @@ class _Rebuild:
         topics = []
         for row in tables["topics"]:
             named = dict(zip(TABLES["topics"].columns, row, strict=True))
-            named |= {"partitions": max(counts[row[0]], 1), "changed_version": version}
-            topics.append(tuple(named.values()))
+            if counts[row[0]]:  # else the last of its rows went between a look at topics and one at partitions
+                topics.append(tuple((named | {"partitions": counts[row[0]], "changed_version": version}).values()))
         partitions = [
             (p.partition_id, p.topic_id, p.partition, p.new_leader_epoch, p.log_start, p.end, p.fencing_token, version)
             for p in self._partitions.values()
