@@ -64,9 +64,16 @@ def test_a_rebuild_that_does_not_find_everything_says_so_and_ends_with_1(tmp_pat
 
 def test_what_a_rebuild_refuses(tmp_path: Path) -> None:
     places = ["--bucket", f"file://{tmp_path}/objects", "--metadata", f"sqlite:///{tmp_path}/metadata.db"]
+    for more in ([], ["--dry-run"]):
+        assert "there is no such directory" in refused("rebuild", *places, *more)
+        assert list(tmp_path.iterdir()) == [], "a mistyped bucket is not made"
+    (tmp_path / "objects").mkdir()
     assert "no whole checkpoint" in refused("rebuild", *places)
+    assert not list(tmp_path.glob("metadata.db*")), "nor a database that nothing will be in"
     assert "--bukket" in refused("rebuild", "--bukket", "x", code=2)
     assert "bucket is not set" in refused("rebuild", code=2)
     assert "metadata is not set" in refused("rebuild", *places[:2], code=2)
     assert "which names no store" in refused("rebuild", "--bucket", "ftp://x", *places[2:], code=2)
-    assert "dies with its process" in refused("rebuild", *places[:2], "--metadata", "sqlite://", code=2)
+    for metadata in ("sqlite://", "sqlite:///"):
+        assert "dies with its process" in refused("rebuild", *places[:2], "--metadata", metadata, code=2)
+    assert "dies with its process" in refused("rebuild", "--bucket", "memory://", *places[2:], code=2)

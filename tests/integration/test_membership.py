@@ -209,7 +209,7 @@ async def test_brokers_that_all_leave_do_not_wait_for_each_other_and_leave_every
     began = asyncio.get_running_loop().time()
     await asyncio.gather(*(broker.drain_and_end() for broker in brokers))
     assert asyncio.get_running_loop().time() - began < 5, "which is far less than drain_timeout_ms"
-    report = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    report = await rebuild(bucket=cluster.bucket, into=None, newer="append")
     assert report.certain
     assert report.exact_records == 6
 

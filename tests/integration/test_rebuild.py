@@ -1,7 +1,7 @@
 """The database is gone: what checkpoints and segments bring back, and what they say that they cannot know."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
@@ -79,12 +79,19 @@ def outcomes(broker: Broker) -> dict[str, float]:
     return {name: counter._value.get() for name, counter in broker._metrics.checkpoints.items()}
 
 
+def opened(store: MetadataStore) -> Callable[[], Awaitable[MetadataStore]]:
+    async def answer() -> MetadataStore:
+        return store
+
+    return answer
+
+
 @asynccontextmanager
 async def rebuilt(cluster: Cluster, newer: Newer = "append") -> AsyncIterator[tuple[MetadataStore, Report]]:
     """Everything of the old store is gone; a new one, made of the bucket."""
     store = await open_sqlite(IN_MEMORY, clock=SystemClock(), executor=InlineExecutor())
     try:
-        yield SharedStore(store), await rebuild(bucket=cluster.bucket, store=store, newer=newer)
+        yield SharedStore(store), await rebuild(bucket=cluster.bucket, into=opened(store), newer=newer)
     finally:
         await cluster.close()
         await store.close()
@@ -259,19 +266,19 @@ async def test_what_segments_do_not_tell_is_in_doubt_unless_the_last_broker_had_
         await append(broker, "clicks", b"%d" % n)
     await checkpoint(broker)
     assert await broker.delete_records("clicks", 0, 3) == 3
-    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    would = await rebuild(bucket=cluster.bucket, into=None, newer="append")
     assert (would.whole, would.exact, would.drained, would.certain) == (True, True, False, False)
     await until(lambda: broker.life is not None and broker.life.intake.resolved_sequence == broker.life.lease._reported)
     await checkpoint(broker)
     assert await checkpoint(broker) == "unchanged"
     await broker.drain_and_end()
-    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    would = await rebuild(bucket=cluster.bucket, into=None, newer="append")
     assert would.certain, "a last checkpoint is written even if nothing has changed"
     await cluster.kill("one")
     broker = await cluster.start("two", QUICK.model_copy(update={"checkpoint_interval_ms": 0}))
     await until(lambda: broker.catalog.topic("clicks") is not None)
     await append(broker, "clicks", b"5")
-    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    would = await rebuild(bucket=cluster.bucket, into=None, newer="append")
     assert not would.drained, "another has begun since"
 
 
@@ -425,7 +432,7 @@ async def test_what_is_left_aside_outlives_the_cleaner_of_the_new_store(cluster:
     _, info = cluster.bucket._objects[damaged]
     before[damaged] = before[damaged][:-9] + b"x" + before[damaged][-8:]
     cluster.bucket._objects[damaged] = before[damaged], info
-    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    would = await rebuild(bucket=cluster.bucket, into=None, newer="append")
     assert would.aside == sorted(before)
     assert await keys_below(cluster, ASIDE) == []
     async with rebuilt(cluster) as (store, report):
@@ -716,13 +723,13 @@ async def test_where_all_objects_are_gone_nothing_is_certain(cluster: Cluster) -
 async def test_a_store_that_was_used_is_refused(cluster: Cluster) -> None:
     await begun(cluster, "one")
     with pytest.raises(MetadataUnusable, match="holds brokers or topics already"):
-        await rebuild(bucket=cluster.bucket, store=cluster.store, newer="append")
+        await rebuild(bucket=cluster.bucket, into=opened(cluster.store), newer="append")
 
 
 async def test_a_bucket_without_a_checkpoint_is_refused(cluster: Cluster) -> None:
     await cluster.start("one", QUICK.model_copy(update={"checkpoint_interval_ms": 0}))
     with pytest.raises(StoreUnusable, match="no whole checkpoint"):
-        await rebuild(bucket=cluster.bucket, store=None, newer="append")
+        await rebuild(bucket=cluster.bucket, into=None, newer="append")
 
 
 async def test_a_dry_run_writes_nothing_and_says_the_same(cluster: Cluster) -> None:
@@ -731,7 +738,7 @@ async def test_a_dry_run_writes_nothing_and_says_the_same(cluster: Cluster) -> N
     await checkpoint(broker)
     await append(broker, "clicks", b"a")
     objects = await keys_below(cluster, "")
-    would = await rebuild(bucket=cluster.bucket, store=None, newer="append")
+    would = await rebuild(bucket=cluster.bucket, into=None, newer="append")
     assert await keys_below(cluster, "") == objects
     async with rebuilt(cluster) as (_, report):
         assert (would.unknown_order, would.topics, would.extents) == (report.unknown_order, report.topics, report.extents)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tidelog.broker.rebuild import rebuild
 from tidelog.broker.rebuild_report import Report
 from tidelog.errors import StoreUnusable
-from tidelog.metadata.store import Transaction
+from tidelog.metadata.store import MetadataStore, Transaction
 from tidelog.records.batch import scan
 from tidelog.records.codec import decode_values
 from tidelog.segments.keys import IntakeKey, MergedKey
@@ -40,8 +40,12 @@ async def look(world: "World", *, whole: bool) -> None:
     }
     given_below = world.watcher._next_broker_epoch
     store = open_metadata(world.clock)
+
+    async def opened() -> MetadataStore:
+        return store
+
     try:
-        report = await rebuild(bucket=bucket, store=store, newer="append")
+        report = await rebuild(bucket=bucket, into=opened, newer="append")
         found = await store.run(_rows)
     except StoreUnusable:  # no checkpoint yet
         if whole:

@@ -12,7 +12,7 @@ taken for something of the new one (I1, I6, I11).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -36,19 +36,20 @@ COUNT_LEAP = 1_000_000_000
 _ROWS_AT_ONCE = 5000
 
 
-async def rebuild(*, bucket: ObjectStore, store: MetadataStore | None, newer: Newer) -> Report:
-    """Fill a new metadata store; with None nothing is written, and the report says what would be.
+async def rebuild(*, bucket: ObjectStore, into: Callable[[], Awaitable[MetadataStore]] | None, newer: Newer) -> Report:
+    """Fill a new metadata store, opened once a checkpoint is found; with None nothing is written, and the report says what would be.
 
     Raises MetadataUnusable for a store that was used before, StoreUnusable where the bucket has no checkpoint.
     """
+    report = Report(dry_run=into is None, newer=newer)
+    marker = await newest_marker(bucket)
+    checkpoint = await newest_checkpoint(bucket, marker, report)
+    store = None if into is None else await into()
     if store is not None and not await store.run(is_unused):
         raise MetadataUnusable(
             "a metadata store was to be rebuilt, but this one holds brokers or topics already; name an empty database or a new file"
             " (what an interrupted rebuild left behind has to be dropped)"
         )
-    report = Report(dry_run=store is None, newer=newer)
-    marker = await newest_marker(bucket)
-    checkpoint = await newest_checkpoint(bucket, marker, report)
     return await _Rebuild(bucket, store, checkpoint, marker, report).run()
 
 

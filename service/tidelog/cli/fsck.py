@@ -62,11 +62,12 @@ def fsck(
     from tidelog.broker.verification import Scope
     from tidelog.errors import InvalidSettings
     from tidelog.server.settings import load_settings
+    from tidelog.server.stores import bucket_in_memory, metadata_in_memory
 
     flags = {name: value for name, value in (("bucket", bucket), ("metadata", metadata)) if value is not None}
     try:
         settings = load_settings(flags=flags, config_file=config, environ=os.environ).settings
-        if settings.metadata == "sqlite://" or settings.bucket.startswith("memory:"):
+        if metadata_in_memory(settings) or bucket_in_memory(settings):
             raise InvalidSettings("what is kept in memory dies with its process, and cannot be checked from another; name other stores")
     except InvalidSettings as error:
         typer.echo(f"Error: {error}", err=True)

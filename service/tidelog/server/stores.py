@@ -99,6 +99,17 @@ async def open_metadata(settings: Settings, *, metrics: Metrics, clock: Clock, r
     return MeteredMetadataStore(store, metrics=metrics, clock=clock)
 
 
+def bucket_in_memory(settings: Settings) -> bool:
+    """Say whether the setting `bucket` names a store that dies with its process."""
+    return _split("bucket", settings.bucket, BUCKET_FORMS).scheme == "memory"
+
+
+def metadata_in_memory(settings: Settings) -> bool:
+    """Say whether the setting `metadata` names a store that dies with its process."""
+    url = _split("metadata", settings.metadata, METADATA_FORMS)
+    return url.scheme == "sqlite" and not url.path.strip("/")
+
+
 def directory_of(bucket: str) -> Path | None:
     """Return the directory that a file:// URL names; None for other stores."""
     url = _split("bucket", bucket, BUCKET_FORMS)
