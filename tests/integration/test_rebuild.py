@@ -418,6 +418,26 @@ async def test_records_of_a_topic_made_after_the_checkpoint_are_told_of(cluster:
         assert not report.certain
 
 
+async def test_records_of_a_topic_dropped_before_the_checkpoint_are_nothing_new(cluster: Cluster) -> None:
+    """Though their segments could still be committed then, or were merged since the folder's first checkpoint."""
+    broker = await begun(cluster, "one")
+    await broker.create_topic("gone", partitions=1, config=TopicConfig())
+    await broker.create_topic("clicks", partitions=1, config=TopicConfig())
+    for n in range(4):
+        await append(broker, "gone", b"%d" % n)
+    await append(broker, "clicks", b"a")
+    await merge(cluster, broker, "gone", sequence=1_000, base=0, end=2, delete=False)
+    await broker.delete_topic("gone")
+    assert broker.life is not None
+    await broker.life.cleaner._topics.work()
+    assert [topic.name for topic in await broker.topics(None)] == ["clicks"]
+    for move in (_forget_marks, _resolve_all):
+        await cluster.store.run(move)
+        assert await checkpoint(broker) == "written"
+        would = await rebuild(bucket=cluster.bucket, into=None, newer="append")
+        assert (would.exact, would.unknown_topics, would.aside) == (True, {}, [])
+
+
 async def test_what_is_left_aside_outlives_the_cleaner_of_the_new_store(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the new store it is an orphan; but its records were acknowledged."""
     monkeypatch.setattr(rebuilding, "STREAM_PART_BYTES", 100)
@@ -545,7 +565,7 @@ async def test_a_mark_that_moves_while_a_checkpoint_is_taken_makes_nothing_new(c
     async def partitions(self: checkpointer._Copy, rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         await merge(cluster, broker, "clicks", sequence=1_000, base=0, end=4, delete=False)
         found = await read(self, rows)
-        await cluster.store.run(lambda tx: tx.execute("UPDATE resolved_marks SET sequence = 1000"))
+        await cluster.store.run(_resolve_all)
         return found
 
     monkeypatch.setattr(checkpointer._Copy, "_partitions", partitions)
@@ -568,7 +588,7 @@ async def test_what_is_condemned_while_a_checkpoint_is_taken_makes_nothing_new(c
 
     async def partitions(self: checkpointer._Copy, rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         found = await read(self, rows)
-        await cluster.store.run(lambda tx: tx.execute("UPDATE resolved_marks SET sequence = 1000"))
+        await cluster.store.run(_resolve_all)
         assert len((await cluster.store.run(condemn, notes=notes)).condemned) == 4
         return found
 
@@ -579,6 +599,10 @@ async def test_what_is_condemned_while_a_checkpoint_is_taken_makes_nothing_new(c
     async with rebuilt(cluster) as (store, report):
         assert report.exact
         assert await values(await restarted(cluster, store), "clicks", 0) == [b"0", b"1", b"2", b"3"]
+
+
+def _resolve_all(tx: Transaction) -> None:
+    tx.execute("UPDATE resolved_marks SET sequence = 1000")
 
 
 def _forget_marks(tx: Transaction) -> None:

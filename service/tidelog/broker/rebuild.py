@@ -124,7 +124,8 @@ class _Rebuild:
 
     async def _merged_since(self) -> dict[int, set[Candidate]]:
         """Return what merged segments hold that were put in place after the folder's first checkpoint, by partition id."""
-        marks = self._checkpoint.marks_at_its_begin()
+        marks, later = self._checkpoint.marks_at_its_begin(), self._checkpoint.marks_at_its_end()
+        released = {row[:2] for row in self._checkpoint.tables["released_extents"]}
         named = {(extent.broker_epoch, extent.sequence) for extents in self._checkpoint.extents.values() for extent in extents}
         found: dict[int, set[Candidate]] = defaultdict(set)
         for segment, key in self._segments:
@@ -136,7 +137,9 @@ class _Rebuild:
             [chunk] = footer.chunks
             partition = self._by_number.get((key.topic_id, key.partition))
             if partition is None:
-                self._segments.of_unknown_topic(segment, key.topic_id, chunk.record_count)
+                # Topics are read after marks: what was final or released by then is of one that was dropped by then.
+                if not later.is_final(segment) and segment not in released:
+                    self._segments.of_unknown_topic(segment, key.topic_id, chunk.record_count)
                 continue
             extent = Extent(
                 partition.partition_id, footer.merged.base_offset, footer.merged.next_offset, *segment, chunk.position, chunk.length,

@@ -82,7 +82,7 @@ class NewerRecords:
     async def _find(self) -> dict[int, list[NewBatch]]:
         """Return the batches that may have been committed after the checkpoint, by partition id, in their probable order."""
         marks = self._checkpoint.marks_at_its_end()
-        covered = self._covered()
+        covered = self._checkpoint.covered()
         found: dict[int, list[NewBatch]] = defaultdict(list)
         newest: Counter[int] = Counter()
         """By writer: clocks may be set back, but a writer's segments follow on each other."""
@@ -93,33 +93,24 @@ class NewerRecords:
             if footer is None:
                 continue
             newest[key.broker_epoch] = max(newest[key.broker_epoch], footer.origin.created_at_ms)
+            ranges = covered[segment]
             for chunk in footer.chunks:
-                partition = self._by_number.get((chunk.topic_id.hex(), chunk.partition))
-                if partition is None:
-                    self._segments.of_unknown_topic(segment, chunk.topic_id.hex(), chunk.record_count)
-                    continue
-                ranges = covered[partition.partition_id, *segment]
                 if any(start <= chunk.position and chunk.end <= end for start, end in ranges):
                     continue
+                partition = self._by_number.get((chunk.topic_id.hex(), chunk.partition))
+                records_of_unknown = 0
                 for header in await self._segments.headers(segment, chunk):
                     at = chunk.position + header.position
-                    if not any(start <= at < end for start, end in ranges):
-                        order = (newest[key.broker_epoch], *segment, at)
-                        batch = NewBatch(order, segment, at, header, footer.origin.created_at_ms)
-                        found[partition.partition_id].append(batch)
+                    if any(start <= at < end for start, end in ranges):
+                        continue
+                    if partition is None:
+                        records_of_unknown += header.record_count
+                        continue
+                    order = (newest[key.broker_epoch], *segment, at)
+                    found[partition.partition_id].append(NewBatch(order, segment, at, header, footer.origin.created_at_ms))
+                if records_of_unknown:
+                    self._segments.of_unknown_topic(segment, chunk.topic_id.hex(), records_of_unknown)
         return {partition_id: sorted(batches, key=lambda batch: batch.order) for partition_id, batches in sorted(found.items())}
-
-    def _covered(self) -> dict[tuple[int, int, int], list[tuple[int, int]]]:
-        """Return which bytes the checkpoint tells of, live or released, by partition id and segment."""
-        covered: dict[tuple[int, int, int], list[tuple[int, int]]] = defaultdict(list)
-        for extents in self._checkpoint.extents.values():
-            for extent in extents:
-                covered[extent.partition_id, extent.broker_epoch, extent.sequence].append(
-                    (extent.position, extent.position + extent.length)
-                )
-        for epoch, sequence, partition_id, position, length in self._checkpoint.tables["released_extents"]:
-            covered[partition_id, epoch, sequence].append((position, position + length))
-        return covered
 
     async def _without_duplicates(self, partition: Partition, batches: Sequence[NewBatch]) -> list[NewBatch]:
         """Leave out what an idempotent producer had sent before, and what merged segments beyond the checkpoint hold (byte for byte)."""

@@ -73,6 +73,16 @@ class Checkpoint:
         known = {epoch: (sequence, ended.get(epoch, False)) for epoch, sequence in self.tables["resolved_marks"]}
         return Marks(known, dict(zip(TABLES["cluster"].columns, self.tables["cluster"][0], strict=True))["next_broker_epoch"])
 
+    def covered(self) -> dict[Segment, list[tuple[int, int]]]:
+        """Return which bytes of segments it tells of, live or released."""
+        covered: dict[Segment, list[tuple[int, int]]] = defaultdict(list)
+        for extents in self.extents.values():
+            for extent in extents:
+                covered[extent.broker_epoch, extent.sequence].append((extent.position, extent.position + extent.length))
+        for epoch, sequence, _, position, length in self.tables["released_extents"]:
+            covered[epoch, sequence].append((position, position + length))
+        return covered
+
 
 async def newest_checkpoint(bucket: ObjectStore, marker: Marker | None, report: Report) -> Checkpoint:
     """Return the checkpoint that has seen the most commits; one that is damaged is passed over, and told of."""
