@@ -307,6 +307,7 @@ async def run(
         report.seconds = time.monotonic() - began
         chaos.stopping.set()
         await asyncio.gather(*work)
+        await wait_until_served(processes)  # how long a process takes to begin is the machine's business
         await asyncio.gather(*(chaos.probe(broker, place) for broker in processes for place in range(len(chaos.places))))
         contents = await chaos.read_all(chaos.chance.choice(processes))
         ends = {place: found.next_offset for place, found in contents.items()}
