@@ -25,7 +25,7 @@ def quick_lives(chance: random.Random) -> dict[str, Any]:
         "merge_target_bytes": chance.choice((20_000, 200_000)),
         "merge_least_extents": chance.choice((2, 4)),
         "merge_most_extents": chance.choice((16, 100)),
-        "merge_max_age_ms": chance.choice((500, 2000)),
+        "merge_max_age_ms": chance.choice((1000, 3000)),
         "merge_settle_ms": chance.choice((500, 2000)),
         "merge_buffer_bytes": chance.choice((65536, 1 << 20)),
         "block_cache_bytes": 1 << 18,
@@ -35,9 +35,9 @@ def quick_lives(chance: random.Random) -> dict[str, Any]:
         "orphan_age_seconds": 1,
         "orphan_scan_interval_ms": 2000,
         "cleaner_retry_ms": 3000,
-        "checkpoint_interval_ms": 1000,
+        "checkpoint_interval_ms": 1500,
         "scrub_interval_ms": 5000,
-        "scrub_reads_per_second": 5,
+        "scrub_reads_per_second": 2,
     }
 
 
