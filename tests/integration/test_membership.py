@@ -10,7 +10,7 @@ from tidelog.broker.broker import Broker
 from tidelog.broker.rebuild import rebuild
 from tidelog.errors import Draining, MetadataUnavailable, NotReady
 from tidelog.metadata.marks import report_resolved
-from tidelog.metadata.membership import end_expired_epochs, register
+from tidelog.metadata.membership import end_expired_epochs, register, set_draining
 from tidelog.metadata.store import MetadataStore
 from tidelog.metadata.topics import TopicConfig
 
@@ -212,6 +212,21 @@ async def test_brokers_that_all_leave_do_not_wait_for_each_other_and_leave_every
     report = await rebuild(bucket=cluster.bucket, into=None, newer="append")
     assert report.certain
     assert report.exact_records == 6
+
+
+@on_virtual_time
+async def test_the_last_broker_waits_for_those_that_died_while_they_left_but_not_with_its_checkpoint(cluster: Cluster) -> None:
+    """It cannot know that they are dead; its own time to leave may be up before their leases are."""
+    brokers = [await cluster.start(name, SETTINGS.model_copy(update={"drain_timeout_ms": 300})) for name in ("one", "two")]
+    await brokers[0].create_topic("clicks", partitions=1, config=TopicConfig())
+    await cluster.store.run(set_draining, broker_id="two", draining=True)
+    await until(lambda: (life := brokers[0].life) is not None and len(life.ledger.led()) == 1)
+    await asyncio.sleep(5)  # there is a checkpoint with the topic
+    await append(brokers[0], "clicks", b"v")
+    await cluster.kill("two")
+    await brokers[0].drain_and_end()
+    report = await rebuild(bucket=cluster.bucket, into=None, newer="append")
+    assert (report.exact, report.exact_records, report.certain) == (True, 1, False)
 
 
 @on_virtual_time

@@ -198,9 +198,15 @@ class Broker:
 
     async def _see_others_off(self, life: Life) -> None:
         """Where all leave, let the one that writes checkpoints leave last, so that its last one has everything; for a lease at most."""
+
+        def waits() -> bool:
+            return life.lives_longest() and len(self.catalog.membership.brokers) > 1 and not self._others_stay()
+
+        if waits():
+            await life.checkpointer.write()  # there may be no time for another: some of these may have died
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.lease_ms / 1000):
-                while life.lives_longest() and len(self.catalog.membership.brokers) > 1 and not self._others_stay():
+                while waits():
                     self._news.clear()
                     await self._news.wait()
 
