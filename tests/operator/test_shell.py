@@ -1,15 +1,18 @@
 """The shell around the plan: election, watches, the queue, the process."""
 
 import asyncio
+import datetime
 import itertools
 import random
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
 import pytest
+import trustme
 from tidelog.clock import SystemClock
 from tidelog_operator.election import Election
 from tidelog_operator.kubernetes_api import Conflict, Expired, KubernetesApi, Missing, Refused, Unreachable
@@ -21,7 +24,8 @@ from tidelog_operator.work import Failed, Key, Work
 
 from tests.chaos.scenario import free_ports
 from tests.operator.kube.cluster import Kubernetes, kubernetes
-from tests.operator.kube.store import BY_KIND
+from tests.operator.kube.http import ApiServer, Right
+from tests.operator.kube.store import BY_KIND, Store
 
 LEASE_S = 1.0
 SPEC = {"image": "tidelog:none", "storage": {"bucket": "bucket"}, "metadataStore": {"urlSecretRef": {"name": "database"}}}
@@ -213,6 +217,53 @@ async def test_answers_that_are_no_success_say_what_they_are(kube: Kubernetes) -
     with pytest.raises(Unreachable):
         await gone.get("Secret", "default", "none")
     await gone.close()
+
+
+async def test_in_a_pod_it_goes_by_the_service_account_and_by_a_token_that_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kubernetes.aio.config import incluster_config
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    token, ca = tmp_path / "token", tmp_path / "ca.crt"
+    authority.cert_pem.write_to_path(ca)
+    token.write_text("first")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(ca))
+    server = ApiServer(Store())
+    may = Right("", ("secrets",), ("list",))
+    server.rights = {"first": (may,), "second": (may,)}
+    async with server.listening(tls=context) as url:
+        host, _, port = url.removeprefix("https://").partition(":")
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+        api = await KubernetesApi.connect("", OperatorMetrics())
+        assert (await api.listed("Secret", "default"))[0] == []
+        with pytest.raises(Refused, match="403 Forbidden"):
+            await api.get("Secret", "default", "one")
+        token.write_text("second")
+        del server.rights["first"]
+        with pytest.raises(Refused, match="401 Unauthorized"):  # it is read again once a minute
+            await api.listed("Secret", "default")
+        monkeypatch.setattr(incluster_config, "datetime", InAMinute)
+        assert (await api.listed("Secret", "default"))[0] == []
+        await api.close()
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    with pytest.raises(RuntimeError, match="run it in a pod, or name a file with --kubeconfig"):
+        await KubernetesApi.connect("", OperatorMetrics())
+
+
+class InAMinute:
+    """The clock of the Kubernetes client, a while later."""
+
+    timedelta = datetime.timedelta
+
+    class datetime:  # noqa: N801  # as the module has it
+        @staticmethod
+        def now() -> datetime.datetime:
+            return datetime.datetime.now() + datetime.timedelta(minutes=2)  # noqa: DTZ005  # as the client does
 
 
 def kubeconfig_of_nobody(kube: Kubernetes) -> Path:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -56,15 +57,15 @@ class ApiServer:
         self._cut = asyncio.Event()
 
     @asynccontextmanager
-    async def listening(self, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    async def listening(self, host: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
         """Listen; yields the URL."""
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, host, 0).start()
+        await web.TCPSite(runner, host, 0, ssl_context=tls).start()
         try:
-            yield f"http://{host}:{runner.addresses[0][1]}"
+            yield f"http{'s' if tls else ''}://{host}:{runner.addresses[0][1]}"
         finally:
             self.cut_watches()
             await runner.cleanup()
