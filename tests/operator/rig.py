@@ -74,7 +74,7 @@ class Rig:
         self.operators.append(process)
         flags = {
             "namespaces": [NAMESPACE], "kubeconfig": str(self.kube.kubeconfig("operator")), "lease_namespace": NAMESPACE,
-            "lease_name": "tidelog-operator", "identity": identity, "lease_s": 1.0, "resync_s": 5.0, "listen": "127.0.0.1:0",
+            "lease_name": "tidelog-operator", "identity": identity, "lease_s": 5.0, "resync_s": 5.0, "listen": "127.0.0.1:0",
             "log_format": "json", "log_level": "info",
         }  # fmt: skip
         process.pid, process.ended = await self._spawns.spawn(flags | settings, process.log)
@@ -182,7 +182,7 @@ async def rig(folder: Path, *, metadata: str, bucket: str, endpoint: str, **spec
             "replicas": 3,
             "storage": {"bucket": bucket, "endpoint": endpoint, "credentialsSecretRef": {"name": "bucket"}},
             "metadataStore": {"urlSecretRef": {"name": "database"}},
-            "drain": {"propagationSeconds": 1, "timeoutSeconds": 20},
+            "drain": {"propagationSeconds": 1, "timeoutSeconds": 60},
             "config": {"lease_ms": "3000", "catalog_poll_ms": "100", "max_latency_ms": "100", "log_format": "json"},
         }
         async with kubernetes(folder, {IMAGE: broker}) as kube:

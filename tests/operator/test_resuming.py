@@ -14,6 +14,8 @@ from tests.operator.day import day
 from tests.operator.rig import NAMESPACE, Rig
 
 pytestmark = pytest.mark.timeout(300)
+LEASE_S = 1.0
+"""So long does each next operator wait."""
 
 
 def step(method: str, path: str, body: Any) -> str | None:
@@ -56,7 +58,7 @@ class Killer:
 
 
 async def test_whenever_an_operator_ends_the_next_one_finishes_its_drain(it: Rig) -> None:
-    await it.operator()
+    await it.operator(lease_s=LEASE_S)
     it.create_cluster(replicas=3, drain={"propagationSeconds": 1, "timeoutSeconds": 300})
     it.create_topic(TOPIC, partitions=PARTITIONS)
     await it.until(lambda: it.settled(3) and it.topic_ready(TOPIC), within_s=60)
@@ -68,7 +70,7 @@ async def test_whenever_an_operator_ends_the_next_one_finishes_its_drain(it: Rig
     async def replace_operators() -> None:
         while True:
             await asyncio.wait([it.operators[-1].ended])
-            await it.operator()
+            await it.operator(lease_s=LEASE_S)
 
     async with day(it, 1) as today:
         replacing = asyncio.create_task(replace_operators())
