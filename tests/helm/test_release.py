@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tidelog
 from helm_python import Config
 from tidelog.objects.s3 import S3Settings
@@ -15,6 +16,7 @@ from tidelog.objects.s3 import S3Settings
 from tests.command_line import environment
 from tests.helm.rendering import NAMESPACE, RELEASE, chart, content
 from tests.helm.test_install import forwarding
+from tests.helm.test_operations import commands
 from tests.operator.kube.cluster import Kubernetes, kubernetes
 from tests.operator.kube.http import Right, is_ready
 from tests.operator.kube.store import BY_KIND, Object
@@ -41,6 +43,8 @@ class Cluster:
 
     def __init__(self, kube: Kubernetes) -> None:
         self.kube = kube
+        self.of_a_broker: dict[str, str] = {}
+        """The variables of a broker's container."""
 
     def find(self, kind: str, name: str) -> Object | None:
         return self.kube.store.find(kind, NAMESPACE, name)
@@ -67,6 +71,18 @@ class Cluster:
             status = (self.find("TidelogCluster", RELEASE) or {}).get("status")
             raise AssertionError(f"{status}\nrefused: {self.kube.api.refused}\n{logs}") from None
 
+    async def in_a_broker(self, *command: str) -> str:
+        """What `kubectl exec` into a broker's container, or a job made of it, prints."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *command, env=environment(**self.of_a_broker), stdout=asyncio.subprocess.PIPE
+        )
+        printed, _ = await process.communicate()
+        assert process.returncode == 0, printed.decode()
+        return printed.decode()
+
+    def change(self, kind: str, *, subresource: str = "", **spec: Any) -> None:
+        self.kube.store.merge(BY_KIND[kind], NAMESPACE, RELEASE, {"spec": spec}, manager="kubectl", subresource=subresource)
+
     def let_the_operator_do_what_its_roles_say(self) -> None:
         rules = [rule for each in self.kube.store.all("Role", NAMESPACE) for rule in each["rules"]]
         assert rules
@@ -75,7 +91,8 @@ class Cluster:
         ]
 
 
-async def test_a_release_is_installed_used_upgraded_and_removed(
+@pytest.mark.timeout(600)
+async def test_a_release_is_installed_used_upgraded_rebuilt_and_removed(
     tmp_path: Path, postgres_server: PostgresServer, s3_settings: S3Settings
 ) -> None:
     async def start(variables: Mapping[str, str], log: Path) -> tuple[int, "asyncio.Future[int]"]:
@@ -84,6 +101,7 @@ async def test_a_release_is_installed_used_upgraded_and_removed(
             command, more = ["tidelog_operator", "run"], {"KUBECONFIG": str(kube.kubeconfig("operator"))}
         else:
             command, more = ["tidelog", "broker"], {"TIDELOG_LOG_FORMAT": "json"}
+            it.of_a_broker = dict(variables)
         with log.open("ab") as told:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *command, env=environment(**variables, **more), stdout=told, stderr=told
@@ -127,6 +145,14 @@ async def test_a_release_is_installed_used_upgraded_and_removed(
             assert len(described.brokers) == 3
             got = [record.value async for record in log.consume("clicks", start="earliest", max_records=len(values))]
         assert sorted(got, key=lambda value: int(value or b"")) == values
+        await rehearse(it)
+        await lose_the_database(it, postgres_server, url)
+        await it.until(lambda: len(it.pods("tidelog-broker")) == 3 and it.condition("Ready") == "True")
+        address = it.pods("tidelog-broker")[0]["status"]["podIP"]
+        forwarded = await stack.enter_async_context(forwarding((address, 9595)))
+        async with tidelog.connect(f"localhost:{forwarded}", **reach) as log:
+            got = [record.value async for record in log.consume("clicks", start="earliest", max_records=len(values))]
+        assert sorted(got, key=lambda value: int(value or b"")) == values
         assert kube.api.refused == [], "its roles are enough"
 
         await asyncio.to_thread(helm.uninstall, RELEASE)
@@ -134,3 +160,26 @@ async def test_a_release_is_installed_used_upgraded_and_removed(
         assert it.find("TidelogCluster", RELEASE) is None
         assert set(it.secrets()) == {"database", "bucket"}
         assert len(kube.store.all("CustomResourceDefinition")) == 2, "and all that was made of them"
+
+
+async def rehearse(it: Cluster) -> None:
+    """Run what docs/operations.md says to run in a broker's container."""
+    rehearsed = [words[words.index("--") + 1 :] for words in commands("kubectl") if "exec" in words]
+    assert ["tidelog", "rebuild", "--dry-run"] in rehearsed
+    printed = [await it.in_a_broker(*words) for words in rehearsed]
+    assert any("nothing is lost, and nothing is in danger" in each for each in printed)
+    assert any("1,000 records" in each for each in printed)
+
+
+async def lose_the_database(it: Cluster, server: PostgresServer, url: str) -> None:
+    """Follow docs/operations.md, "A lost database", step by step."""
+    name = url.partition("?")[0].rpartition("/")[2]
+    it.change("TidelogCluster", paused=True)
+    it.change("Deployment", subresource="scale", replicas=0)
+    await it.until(lambda: not it.pods("tidelog-broker") and len(it.kube.store.all("Pod", NAMESPACE)) == 1)
+    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await server.execute(f"CREATE DATABASE {name}")
+    assert "Would come back: 1 topic, 6 partitions, 1,000 records" in await it.in_a_broker("tidelog", "rebuild", "--dry-run")
+    assert "Back: 1 topic, 6 partitions, 1,000 records" in await it.in_a_broker("tidelog", "rebuild")
+    it.change("Deployment", subresource="scale", replicas=3)
+    it.change("TidelogCluster", paused=False)
