@@ -13,7 +13,7 @@ from tests.chaos.scenario import PARTITIONS, TOPIC
 from tests.operator.day import day
 from tests.operator.rig import NAMESPACE, Rig
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 LEASE_S = 1.0
 """So long does each next operator wait."""
 

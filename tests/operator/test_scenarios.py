@@ -18,7 +18,7 @@ SEED = int(os.environ.get("OPERATOR_SEED", "0")) or random.SystemRandom().getran
 NOTICED_MOST_S = 10.0
 """How long an append may take while something planned is done. On cores that do nothing else it is one second; here others' tests run."""
 
-pytestmark = pytest.mark.timeout(300 + 120 * ROUNDS)
+pytestmark = [pytest.mark.timeout(300 + 120 * ROUNDS), pytest.mark.alone]
 
 
 async def test_nothing_is_lost_by_whatever_befalls_a_cluster_and_nobody_notices_what_is_planned(it: Rig) -> None:
