@@ -85,6 +85,8 @@ def _progressing(cluster: Cluster, children: Children, drain_waits: str) -> Find
     if len(pods) != deployment.replicas or drain_waits:
         message = f"{len(pods)} pods of {deployment.replicas}"
         return Finding(status="True", reason="Scaling", message=f"{message}; {drain_waits}" if drain_waits else message)
+    if unready := sum(not pod.ready for pod in pods.values()):
+        return Finding(status="True", reason="Waiting", message=f"{unready} of {len(pods)} brokers are not ready yet")
     return Finding(status="False", reason="Complete", message="All is as the spec says")
 
 

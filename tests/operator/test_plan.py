@@ -43,6 +43,15 @@ def test_a_new_cluster_is_made_whole_and_then_nothing_is_left_to_do() -> None:
     assert (world.status.ready_replicas, world.status.updated_replicas) == (3, 3)
 
 
+def test_brokers_that_are_not_ready_are_waited_for() -> None:
+    world = settled(replicas=3)
+    next(iter(world.pods.values())).healthy = False
+    world.kubernetes()
+    world.operate()
+    assert condition(world, "Progressing") == ("True", "Waiting")
+    assert message(world, "Progressing") == "1 of 3 brokers are not ready yet"
+
+
 def test_a_missing_secret_is_said_and_no_broker_is_made_until_it_is_there() -> None:
     world = World(secrets={})
     world.settle()
