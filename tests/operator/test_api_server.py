@@ -349,6 +349,9 @@ async def test_what_an_object_owns_goes_with_it(api: Api) -> None:
     await api.done("POST", ":secrets", body)
     await api.done("DELETE", f"{CLUSTERS}/logs")
     await api.until(":secrets/child", lambda found: found.get("code") == 404)
+    body["metadata"]["name"] = "late"
+    await api.call("POST", ":secrets", body)  # by somebody who does not know yet
+    await api.until(":secrets/late", lambda found: found.get("code") == 404)
 
 
 def names_of(found: Any) -> set[str]:

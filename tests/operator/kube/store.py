@@ -204,7 +204,11 @@ class Store:
             metadata["namespace"] = namespace
         self._defaults(resource, body)
         body = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
-        return self._write(resource, None, Stored(body, managers))
+        made = self._write(resource, None, Stored(body, managers))
+        owners = {owner["uid"] for owner in metadata.get("ownerReferences") or ()}
+        if owners and owners.isdisjoint(stored.body["metadata"]["uid"] for stored in self._objects.values()):
+            self.delete(resource, namespace, metadata["name"])  # whoever made it did not know yet that its owners are gone
+        return made
 
     def update(
         self, resource: Resource, namespace: str, name: str, given: Mapping[str, Any], *, manager: str, subresource: str = "",
