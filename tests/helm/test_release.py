@@ -96,6 +96,7 @@ class Cluster:
         ]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 async def test_a_release_is_installed_used_upgraded_rebuilt_and_removed(
     tmp_path: Path, postgres_server: PostgresServer, s3_settings: S3Settings
