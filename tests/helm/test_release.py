@@ -58,9 +58,9 @@ class Cluster:
         found = self.kube.store.all("Pod", NAMESPACE, lambda each: each["metadata"]["labels"]["app.kubernetes.io/name"] == name)
         return [pod for pod in found if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]]
 
-    def condition(self, of: str) -> str:
+    def condition(self, of: str, what: str = "status") -> str:
         status = (self.find("TidelogCluster", RELEASE) or {}).get("status", {})
-        return next((each["status"] for each in status.get("conditions", ()) if each["type"] == of), "")
+        return next((each[what] for each in status.get("conditions", ()) if each["type"] == of), "")
 
     async def until(self, holds: Callable[[], Any]) -> None:
         try:
@@ -182,8 +182,9 @@ async def lose_the_database(it: Cluster, server: PostgresServer, url: str) -> No
     """Follow docs/operations.md, "A lost database", step by step."""
     name = url.partition("?")[0].rpartition("/")[2]
     it.change("TidelogCluster", paused=True)
+    await it.until(lambda: it.condition("Progressing", "reason") == "Paused")  # else what is under way sets the number back
     it.change("Deployment", subresource="scale", replicas=0)
-    await it.until(lambda: not it.pods("tidelog-broker") and len(it.kube.store.all("Pod", NAMESPACE)) == 1)
+    await it.until(lambda: len(it.kube.store.all("Pod", NAMESPACE)) == 1)
     await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await server.execute(f"CREATE DATABASE {name}")
     assert "Would come back: 1 topic, 6 partitions, 1,000 records" in await it.in_a_broker("tidelog", "rebuild", "--dry-run")
