@@ -1012,6 +1012,15 @@ def _(patch: Patch) -> None:
     patch.setattr(rebuild_source.Marks, "is_final", final)
 
 
+@mutant("a rebuild takes writers that were forgotten for living ones", breaks="rebuild", within=40)
+def _(patch: Patch) -> None:
+    def final(self: Any, segment: tuple[int, int]) -> bool:
+        sequence, ended = self.known.get(segment[0], (-1, False))
+        return bool(ended) or segment[1] <= sequence
+
+    patch.setattr(rebuild_source.Marks, "is_final", final)
+
+
 @mutant("a rebuild remembers producers that have appended since the checkpoint", breaks="I8", within=20)
 def _(patch: Patch) -> None:
     producers = rebuild._Rebuild._producers

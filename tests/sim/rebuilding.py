@@ -3,9 +3,10 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from tidelog.broker.broker import Broker
 from tidelog.broker.rebuild import rebuild
 from tidelog.broker.rebuild_report import Report
 from tidelog.errors import StoreUnusable
@@ -14,12 +15,27 @@ from tidelog.records.batch import scan
 from tidelog.records.codec import decode_values
 from tidelog.segments.keys import IntakeKey, MergedKey
 
+from tests.cluster import QUICK, Cluster, SharedStore, append
 from tests.sim.clients import TOPIC, TOPIC_ID
 from tests.sim.watcher import Shadow
 from tests.sim.world import Bucket, open_metadata
 
 if TYPE_CHECKING:
     from tests.sim.world import World
+
+AGAIN = QUICK.model_copy(
+    update={
+        "checkpoint_interval_ms": 4000,
+        "retention_interval_ms": 500,
+        "cleaner_interval_ms": 500,
+        "reader_grace_ms": 1,
+        "orphan_age_seconds": 0,
+        "orphan_scan_interval_ms": 500,
+    }
+)
+"""Of the broker that goes on in a rebuilt cluster: what nobody needs goes at once, and with it writers are forgotten."""
+AGAIN_FROM = 10_000_000
+"""Its first value."""
 
 
 async def strike(world: "World", stop: float) -> None:
@@ -32,20 +48,17 @@ async def strike(world: "World", stop: float) -> None:
 
 async def look(world: "World", *, whole: bool) -> None:
     """Rebuild from the bucket as it is now; `whole`: there was time enough for a checkpoint of everything since the last commit."""
-    bucket = Bucket(clock=world.clock)
-    bucket._objects = dict(world.bucket._objects)
+    bucket = _copy(world, world.bucket._objects)
+    if not whole:
+        world.lost = dict(bucket._objects)
     shadows = {
         number: (list(shadow.values), shadow.log_start_offset, shadow.next_offset, shadow.leader_epoch, dict(shadow.sequences))
         for number, shadow in world.watcher.shadows.items()
     }
     given_below = world.watcher._next_broker_epoch
     store = open_metadata(world.clock)
-
-    async def opened() -> MetadataStore:
-        return store
-
     try:
-        report = await rebuild(bucket=bucket, into=opened, newer="append")
+        report = await rebuild(bucket=bucket, into=_opened(store), newer="append")
         found = await store.run(_rows)
     except StoreUnusable:  # no checkpoint yet
         if whole:
@@ -78,6 +91,94 @@ async def look(world: "World", *, whole: bool) -> None:
             )
         elif whole:
             world.violation("rebuild: partition lost", partition_id)
+
+
+async def lose_twice(world: "World") -> None:
+    """Go on in the cluster of the last rebuild under faults, with everything cleaned at once; then lose the database again."""
+    if world.lost is None:
+        return
+    bucket = _copy(world, world.lost)
+    stores = [open_metadata(world.clock) for _ in range(3)]
+    try:
+        first = await rebuild(bucket=bucket, into=_opened(stores[0]), newer="append")
+        before = _Rebuilt(world, bucket, first, await stores[0].run(_rows))
+        values = before.values()
+        if not values:
+            return  # the topic is in no checkpoint yet
+        cluster = Cluster(SharedStore(stores[0]), bucket, world.clock)
+        try:
+            await _go_on(await cluster.start("again", AGAIN), values)
+        finally:
+            await cluster.close()
+        late = [key for key in world.lost if key.startswith("intake/") and bucket.content(key) is None]
+        for key in late:  # writes of the lost cluster's that come late: of writers that ended, and were forgotten
+            bucket._objects[key] = world.lost[key]
+        world.counts["rebuild: late writes"] += len(late)
+        rows = await stores[0].run(_rows)
+        reports = [await rebuild(bucket=bucket, into=_opened(store), newer="append") for store in stores[1:]]
+        if not first.next_broker_epoch < reports[0].next_broker_epoch < reports[1].next_broker_epoch:
+            world.violation("rebuild: broker epoch goes back", [report.next_broker_epoch for report in (first, *reports)])
+        for store, report in zip(stores[1:], reports, strict=True):
+            after = _Rebuilt(world, bucket, report, await store.run(_rows))
+            for partition_id, _, leader_epoch, log_start, end in rows["partitions"]:
+                if partition_id in values:
+                    sequences = {
+                        producer_id: (last, base + last - start)
+                        for of_partition, producer_id, batches in rows["producers"]
+                        if of_partition == partition_id
+                        for start, last, base in json.loads(str(batches))[-1:]
+                    }
+                    after.compare(
+                        partition_id,
+                        Shadow(
+                            0,
+                            partition_id,
+                            leader_epoch=leader_epoch,
+                            log_start_offset=log_start,
+                            next_offset=end,
+                            values=values[partition_id],
+                            sequences=sequences,
+                        ),
+                        whole=False,
+                    )
+                    base = after.partitions[partition_id][3]
+                    strange = set(after.values()[partition_id][base:]) - set(values[partition_id][base:])
+                    if strange:
+                        world.violation("rebuild: deleted records come back", sorted(strange), partition=partition_id)
+        world.counts["rebuild: lost twice"] += 1
+    except StoreUnusable:  # no checkpoint by then
+        return
+    finally:
+        for store in stores:
+            await store.close()
+
+
+async def _go_on(broker: Broker, values: Mapping[int, list[int]]) -> None:
+    """Append to all partitions before and after checkpoints; what the first rebuild found is deleted."""
+    value = AGAIN_FROM
+    for round_ in range(3):
+        for partition, of_one in enumerate(values.values()):
+            for _ in range(4):
+                await append(broker, TOPIC, b"%d" % value, partition=partition)
+                of_one.append(value)
+                value += 1
+            if round_ == 0:
+                await broker.delete_records(TOPIC, partition, len(of_one) - 4)
+        if round_ < 2:
+            await asyncio.sleep(10)
+
+
+def _copy(world: "World", objects: Mapping[str, Any]) -> Bucket:
+    bucket = Bucket(clock=world.clock)
+    bucket._objects = dict(objects)
+    return bucket
+
+
+def _opened(store: MetadataStore) -> Callable[[], Awaitable[MetadataStore]]:
+    async def answer() -> MetadataStore:
+        return store
+
+    return answer
 
 
 def _count(world: "World", report: Report) -> None:
@@ -118,6 +219,14 @@ class _Rebuilt:
     def topic_id(self, partition_id: int) -> str:
         """Return whose partition it is."""
         return str(self._names[partition_id][0])
+
+    def values(self) -> dict[int, list[int]]:
+        """Return the values of the topic's partitions by offset, by partition id, ordered by number."""
+        found = {}
+        for partition_id, partition, _, log_start, end in sorted(self.partitions.values(), key=lambda row: row[1]):
+            if self.topic_id(partition_id) == TOPIC_ID:
+                found[partition_id] = [-1] * log_start + self._read(partition_id, partition, log_start, end)
+        return found
 
     def compare(self, partition_id: int, shadow: Shadow, *, whole: bool) -> None:
         _, partition, leader_epoch, log_start, end = self.partitions[partition_id]

@@ -175,6 +175,13 @@ async def rot(world: World) -> None:
     world.counts["scrub: damage found"] += 1
 
 
+async def checkpointed(world: World) -> None:
+    """Wait until there was time for a checkpoint of everything: retention may move log starts meanwhile."""
+    starts = None
+    while starts != (starts := [row.log_start_offset for row in await states(world)]):
+        await asyncio.sleep(2 * world.draw.settings.checkpoint_interval_ms / 1000 + 3)
+
+
 async def scenario(world: World, seconds: float) -> None:
     """Run faults for so many seconds; then heal, and look whether all is there."""
     loop = world.loop
@@ -210,7 +217,7 @@ async def scenario(world: World, seconds: float) -> None:
     await at_rest(world)
     await drained(world)
     if world.draw.settings.checkpoint_interval_ms:
-        await asyncio.sleep(2 * world.draw.settings.checkpoint_interval_ms / 1000 + 3)
+        await checkpointed(world)
         await rebuilding.look(world, whole=True)
     for name, what in await world.run(look):
         world.violation(name, what)
@@ -218,6 +225,7 @@ async def scenario(world: World, seconds: float) -> None:
     for row in await states(world):
         world.ends[row.partition], world.log_starts[row.partition] = row.next_offset, row.log_start_offset
     await rot(world)
+    await rebuilding.lose_twice(world)
 
 
 def simulate(seed: int, *, seconds: float = FAULT_SECONDS, to_first: bool = False, mood: str | None = None) -> Outcome:

@@ -48,7 +48,7 @@ SOMETIMES = (
     *(f"{metric} {value}".strip() for metric, values in _METRICS.items() for value in values),
     *(f"read: {name}" for name in _READS),
     *("rebuild: done", "rebuild: newer records", "rebuild: duplicates left out", "rebuild: producers forgotten",
-      "rebuild: producers kept"),
+      "rebuild: producers kept", "rebuild: lost twice", "rebuild: late writes"),
     *("fsck: segments", "scrub: damage found", "tidelog_scrub_extents_total sound", "tidelog_scrub_passes_total"),
 )  # fmt: skip
 """Faults, and the branches that brokers take because of them."""

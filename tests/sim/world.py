@@ -235,6 +235,8 @@ class World:
     """Topics that were made to be deleted."""
     tokens: dict[int, str] = field(default_factory=dict)
     """Of each value that was appended under a token."""
+    lost: dict[str, Any] | None = None
+    """What was in the bucket when the database was lost on paper the last time."""
     ends: dict[int, int] = field(default_factory=dict)
     log_starts: dict[int, int] = field(default_factory=dict)
 
