@@ -10,7 +10,7 @@ from tidelog.broker.cache import BlockCache, ReadStats, RecordCache, Span
 from tidelog.broker.pace import Slots, keep_pace
 from tidelog.broker.runs import StampedBatches, plan_merged, stamp_parts
 from tidelog.clock import SystemClock
-from tidelog.errors import CorruptSegment, ObjectNotFound, StoreError
+from tidelog.errors import CorruptSegment, Draining, ObjectNotFound, StoreError
 from tidelog.metadata.extents import Extent
 from tidelog.objects.memory import MemoryStore
 from tidelog.records.batch import scan
@@ -259,7 +259,7 @@ async def test_closing_leaves_nothing_on_its_way() -> None:
     waiting = asyncio.ensure_future(cache.read([Span("a", 0, 10)], slots=Slots(1)))
     await asyncio.sleep(0)
     await cache.close()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Draining):
         await waiting
     assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -199,7 +199,7 @@ class RefusesMissing(Broken):
     ("broken", "requirement", "seen"),
     [
         (NoCondition, "one winner", "8 of 8 writers of one key were told that theirs is stored"),
-        (NoCondition, "refused overwrite", "4096 other bytes was accepted"),
+        (NoCondition, "refused overwrite", "other bytes was accepted"),
         (LooksThenWrites, "one winner", "8 of 8 writers"),
         (RefusesButWrites, "one winner", "the key holds 64 bytes of a writer that was refused, not the winner's"),
         (RefusesButWrites, "refused overwrite", "does not hold the first ones any more"),

@@ -325,3 +325,29 @@ def test_two_batches_are_not_decoded_as_one() -> None:
 def test_importing_the_codec_does_not_load_the_compiled_one() -> None:
     program = "import sys, tidelog.records.codec; sys.exit('aiokafka' in sys.modules or 'cramjam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_threads_that_need_the_codec_while_it_loads_all_get_it_whole() -> None:
+    """It loads at first use, in a thousand small files; a broker decodes in threads."""
+    program = f"""
+import sys, threading, time
+from tidelog.records.batch import scan
+from tidelog.records.codec import decode
+batch = bytes.fromhex({bytes(encode([Record(b"value", key=b"key", timestamp_ms=1)])).hex()!r})
+[header] = scan(batch)
+sys.setswitchinterval(0.00001)
+failed = []
+def work(number):
+    time.sleep(number * 0.003)
+    try:
+        decode(batch, header=header)
+    except Exception as error:
+        failed.append(error)
+threads = [threading.Thread(target=work, args=(number,)) for number in range(60)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+sys.exit(str(failed) if failed else 0)
+"""
+    for _ in range(2):
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr

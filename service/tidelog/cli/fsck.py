@@ -67,7 +67,7 @@ def fsck(
     flags = {name: value for name, value in (("bucket", bucket), ("metadata", metadata)) if value is not None}
     try:
         settings = load_settings(flags=flags, config_file=config, environ=os.environ).settings
-        if metadata_in_memory(settings) or bucket_in_memory(settings):
+        if bucket_in_memory(settings) or metadata_in_memory(settings):
             raise InvalidSettings("what is kept in memory dies with its process, and cannot be checked from another; name other stores")
     except InvalidSettings as error:
         typer.echo(f"Error: {error}", err=True)

@@ -65,7 +65,7 @@ def apply_retention(tx: Transaction, *, rules: Sequence[Rule]) -> dict[int, int]
         for partition_id, _, _ in moves:  # where leadership has passed meanwhile, its new leader does it
             starts.pop(partition_id)
         starts |= moved
-    return starts
+    return dict(sorted(starts.items()))
 
 
 def deleted_topics(tx: Transaction, *, limit: int) -> tuple[DeletedTopic, ...]:

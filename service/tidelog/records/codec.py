@@ -232,6 +232,7 @@ def _bitmap(values: Sequence[bytes | None]) -> bytes:
 
 
 def _builder() -> Any:
+    import aiokafka  # noqa: F401  see `_general`
     from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
     return DefaultRecordBatchBuilder(
@@ -241,6 +242,7 @@ def _builder() -> Any:
 
 def _general(header: BatchHeader, body: bytes) -> Iterator[Any]:
     """Yield aiokafka's records, one at a time: each is freed before the next is made, which keeps the collector quiet."""
+    import aiokafka  # noqa: F401  as a whole: a thread that asks for a part, while another one loads the package, gets half of it
     from aiokafka.errors import CorruptRecordException
     from aiokafka.record.default_records import DefaultRecordBatch
 
